@@ -1,0 +1,50 @@
+# Every target sets up .venv by itself. `make help` lists them.
+PYTHON ?= python3
+SEED ?= 0
+BIN := .venv/bin
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install quickstart test test-slow shapes-full real lint types contracts format clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: .venv/installed ## set up .venv with the tested versions
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: install ## the whole method on the shapes world, on the CPU (SEED=n)
+	$(BIN)/python jobs/quickstart.py seed=$(SEED)
+
+test: install ## the default tests
+	$(BIN)/python -m pytest
+
+test-slow: install ## the tests that take more than a minute
+	$(BIN)/python -m pytest -m slow
+
+shapes-full: install ## train the shapes model that is shipped (SEED=n)
+	$(BIN)/python jobs/quickstart.py --config jobs/configs/shapes_full.yaml seed=$(SEED)
+
+real: install ## train and evaluate on real images (reads UNIOVSEG_REAL_DATA)
+	$(BIN)/python jobs/real.py
+
+lint: install ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## mypy, strict
+	$(BIN)/mypy
+
+contracts: install ## import-linter: imports point one way
+	$(BIN)/lint-imports
+
+format: install ## ruff: mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove runs and caches (not .venv)
+	rm -rf runs .mypy_cache .pytest_cache .ruff_cache

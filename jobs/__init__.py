@@ -1,0 +1,1 @@
+"""Jobs: arguments, one runtime call, an exit code."""

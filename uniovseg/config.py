@@ -1,0 +1,194 @@
+"""Configuration: frozen pydantic models, YAML files, dotted overrides, and errors that fit on one line.
+
+A configuration class sits beside the class it configures and derives from `Config`. A run's configuration is a tree of them,
+read from YAML and changed by overrides such as ``optim.lr=3e-4``; a command line, a Tune trial and a resume all go through
+`load`. A sub-tree may be given by the name of a preset (``model: shapes``, or ``model: {preset: shapes, decoder_layers: 3}``);
+what is dumped is always the complete tree, so that dumping and reading back gives an equal configuration.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from uniovseg.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, no unknown keys, defaults validated.
+
+    `presets` maps a preset's name to the values that differ from the defaults.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"preset": value}
+        if not isinstance(value, dict) or "preset" not in value:
+            return value
+        values = {key: item for key, item in value.items() if key != "preset"}
+        name = value["preset"]
+        if name not in cls.presets:
+            raise ValueError(f"no preset of this name; allowed: {', '.join(cls.presets) or 'none here'}{nearest(str(name), cls.presets)}")
+        return merge(cls.presets[name], values)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """The preset `name` with top-level fields overridden. Raises pydantic's ValidationError for an unknown name."""
+        return cls.model_validate({"preset": name, **overrides})
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mappings merged key by key. A string under a mapping is a preset's name and is kept as its base."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, str):
+            old = {"preset": old}
+        merged[key] = merge(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
+    return merged
+
+
+def nearest(name: str, candidates: Any) -> str:
+    """The tail `` (did you mean 'x'?)`` for the candidate most like `name`, or nothing when none is near."""
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Turn ``["optim.lr=3e-4", "data.size=128"]`` into a nested mapping. Values are read as YAML (and 3e-4 as a number).
+
+    Raises:
+        ConfigError: an override without ``=`` or with an empty key.
+    """
+    tree: dict[str, Any] = {}
+    for text in overrides:
+        path, separator, raw = text.partition("=")
+        if not separator or not all(path.split(".")):
+            raise ConfigError("an override is not of the form key.key=value", seen=text, allowed="for example optim.lr=3e-4")
+        value: Any = _parse_value(text, raw)
+        for key in reversed(path.split(".")):
+            value = {key: value}
+        tree = merge(tree, value)
+    return tree
+
+
+def _parse_value(text: str, raw: str) -> Any:
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise ConfigError("an override's value is not YAML", seen=text, allowed="a number, a word, true, null, [list], {key: value}") from error
+    if isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 3e-4 as text
+        except ValueError:
+            return value
+    return value
+
+
+def load(config_type: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a configuration from a YAML file and dotted overrides.
+
+    Args:
+        config_type: the class of the whole tree.
+        path: the YAML file; None starts from the defaults.
+        overrides: ``key.key=value`` texts, applied in order over the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong. The message is one line: the key, what was seen, what is
+            allowed, and the nearest right name for a wrong key.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except OSError as error:
+            raise ConfigError("the configuration file cannot be read", seen=path, allowed="a YAML file", fix=str(error.strerror)) from error
+        except yaml.YAMLError as error:
+            raise ConfigError("the configuration file is not YAML", seen=path, fix=" ".join(str(error).split())) from error
+        if not isinstance(values, dict):
+            raise ConfigError("the configuration file is not a mapping", seen=type(values).__name__, allowed="key: value lines", fix=str(path))
+    return validate(config_type, merge(values, parse_overrides(overrides)))
+
+
+def validate(config_type: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+    """Validate a mapping as `config_type`; a wrong key or value raises ConfigError with one readable line per problem, joined by `` | ``."""
+    try:
+        return config_type.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(config_type, item) for item in error.errors()]
+        raise ConfigError(" | ".join(problems)) from None
+
+
+def _problem(config_type: type[Config], item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "configuration"
+    if item["type"] == "extra_forbidden":
+        known = [field.key for field in fields(config_type)]
+        names = sorted({name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]} | _children(known, key.rpartition(".")[0]))
+        return f"unknown key {key!r}; seen: {item['input']!r}; allowed here: {', '.join(names)}{nearest(key, [*known, *names]) or nearest(key.rpartition('.')[2], names)}"
+    if item["type"] == "missing":
+        return f"{key} is missing; it has no default"
+    return f"{key}: {item['msg'].removeprefix('Value error, ')}; seen: {item['input']!r}"
+
+
+def _children(keys: list[str], parent: str) -> set[str]:
+    prefix = f"{parent}." if parent else ""
+    return {key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix)}
+
+
+class Field(BaseModel):
+    """One leaf of a configuration tree as `--help` shows it: dotted key, type, default (JSON) and description with its unit."""
+
+    key: str
+    type: str
+    default: str
+    description: str
+
+
+def fields(config_type: type[Config], prefix: str = "") -> Iterator[Field]:
+    """Every leaf of the tree under `config_type`, in order of declaration."""
+    for name, info in config_type.model_fields.items():
+        key = f"{prefix}{name}"
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Config):
+            yield from fields(info.annotation, f"{key}.")
+            continue
+        annotation = info.annotation
+        kind = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation).replace("typing.", "")
+        default = "required" if info.is_required() else json.dumps(_plain(info.get_default(call_default_factory=True)))
+        yield Field(key=key, type=kind, default=default, description=info.description or "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return value if isinstance(value, (int, float, str, bool, list, tuple, dict, type(None))) else str(value)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """The configuration as ``{dotted key: plain value}``, the form that a tracker stores as parameters."""
+
+    def walk(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                yield from walk(item, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            yield prefix, value
+
+    return dict(walk(config.model_dump(mode="json"), ""))
+
+
+def to_yaml(config: Config) -> str:
+    """The complete configuration as YAML; `load` of this text gives an equal configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,170 @@
+"""The frozen CLIP: multi-scale visual features, region projector and text encoder of any open_clip model with a ConvNeXt trunk.
+
+Two kinds are used. ``shapes`` is our own small CLIP for the shapes world, built from open_clip's classes; its weights are package data.
+Every other name is open_clip's own (``convnext_large_d_320``), with weights found by tag (``laion2b_s29b_b131k_ft_soup``) or path.
+
+Region embeddings pool the last feature map under a mask *before* the trunk's final normalisation, then normalise and project, so that pooling the
+whole image gives exactly the CLIP image embedding.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import open_clip
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from pydantic import Field
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from uniovseg.config import Config
+from uniovseg.errors import CheckpointError, ConfigError
+
+SHAPES_WEIGHTS = "weights/shapes_clip.safetensors"
+"""Where the shapes CLIP's weights lie inside the package."""
+
+
+class ClipConfig(Config):
+    """Which CLIP, with which weights."""
+
+    name: str = Field("shapes", description="'shapes', or a model name of open_clip with a ConvNeXt trunk, such as convnext_large_d_320")
+    weights: str | None = Field(
+        None, description="open_clip's pretrained tag or a weights file; null: the packaged weights for 'shapes', random weights for others"
+    )
+
+
+class ClipFeatures(NamedTuple):
+    """Feature maps of a batch: ``res2`` to ``res5``, [B, C, H/s, W/s] at strides s = 4, 8, 16, 32. ``res5`` is also the map that regions are pooled from."""
+
+    res2: Tensor
+    res3: Tensor
+    res4: Tensor
+    res5: Tensor
+
+
+def build_shapes_clip() -> CLIP:
+    """The shapes world's CLIP with random weights: a 2.0 M-parameter ConvNeXt (dims 32-256), two text layers of width 128, embedding 128.
+
+    Differs: layer scale starts at 0.3 where ConvNeXt has 1e-6, which a run of a few thousand steps could not leave.
+    """
+    model = CLIP(
+        embed_dim=128,
+        vision_cfg=CLIPVisionCfg(timm_model_name="convnext_zepto_rms", timm_pool="", timm_proj="mlp", image_size=128),
+        text_cfg=CLIPTextCfg(context_length=64, width=128, heads=4, layers=2),
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith(".gamma"):
+            nn.init.constant_(parameter, 0.3)
+    return model
+
+
+class Clip(nn.Module):
+    """A CLIP seen as this project needs it. `freeze` it unless it is being pretrained.
+
+    Args:
+        model: an open_clip model whose visual tower is a timm ConvNeXt.
+        mean, std: normalisation of RGB in [0, 1].
+        tokenizer: open_clip's tokenizer of the text tower.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: CLIP, tokenizer: open_clip.SimpleTokenizer) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.register_buffer("mean", torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1) * 255, persistent=False)
+
+    def freeze(self) -> "Clip":
+        """Stop all gradients and stay in evaluation mode; returns self."""
+        self.requires_grad_(False)
+        return self.eval()
+
+    @property
+    def feature_channels(self) -> tuple[int, int, int, int]:
+        """Channels of the four feature maps, stride 4 first."""
+        return cast(tuple[int, int, int, int], tuple(info["num_chs"] for info in self.model.visual.trunk.feature_info))
+
+    @property
+    def embed_dim(self) -> int:
+        """Size of the joint embedding."""
+        return int(self.model.text_projection.shape[1])
+
+    def features(self, images: Tensor) -> ClipFeatures:
+        """Multi-scale features of [B, 3, H, W] RGB images in 0..255 (any dtype); H and W divisible by 32."""
+        trunk = self.model.visual.trunk
+        x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = trunk.stem(x.to(trunk.stem[0].weight.dtype))
+        maps = []
+        for stage in trunk.stages:
+            x = stage(x)
+            maps.append(x)
+        maps[-1] = trunk.norm_pre(x)
+        return ClipFeatures(*maps)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """The visual projector F_v: pooled ``res5`` vectors [..., C] to joint embeddings [..., D], not normalised (method: normalisation after pooling)."""
+        visual = self.model.visual
+        flat = pooled.reshape(-1, pooled.shape[-1])
+        embedded = visual.head(visual.trunk.head(flat[:, :, None, None]))
+        return embedded.reshape(*pooled.shape[:-1], -1)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Image embeddings [B, D], not normalised: the projection of the mean of ``res5``."""
+        return self.project(self.features(images).res5.mean(dim=(2, 3)))
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Text embeddings [T, D], not normalised."""
+        tokens = self.tokenizer(texts).to(self.model.text_projection.device)
+        return cast(Tensor, self.model.encode_text(tokens, normalize=False))
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The learned inverse temperature, at most 100."""
+        return self.model.logit_scale.exp().clamp(max=100)
+
+
+def load_clip(config: ClipConfig) -> Clip:
+    """Build the CLIP that `config` names and load its weights; on the CPU, frozen.
+
+    Raises:
+        ConfigError: open_clip knows no such model or tag, or the trunk is not a ConvNeXt.
+        CheckpointError: the weights file is missing or does not fit.
+    """
+    if config.name == "shapes":
+        model = build_shapes_clip()
+        load_shapes_weights(model, Path(config.weights) if config.weights else None)
+        return Clip(model, open_clip.SimpleTokenizer(context_length=model.context_length)).freeze()
+    if config.name not in open_clip.list_models():
+        raise ConfigError("no such CLIP", seen=config.name, allowed="'shapes' or a name from open_clip.list_models()")
+    try:
+        model = open_clip.create_model(config.name, pretrained=config.weights)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the weights of {config.name} cannot be loaded",
+            seen=config.weights,
+            allowed="a tag from open_clip.list_pretrained() (needs the internet once) or a local file",
+            fix=" ".join(str(error).split())[:200],
+        ) from error
+    if not hasattr(getattr(model.visual, "trunk", None), "stages"):
+        raise ConfigError("the CLIP's visual tower is not a ConvNeXt", seen=config.name, allowed="open_clip models named convnext_*")
+    return Clip(model, open_clip.get_tokenizer(config.name)).freeze()
+
+
+def load_shapes_weights(model: CLIP, path: Path | None) -> None:
+    """Load weights of the shapes CLIP from a safetensors file; None takes the packaged ones."""
+    try:
+        if path is not None:
+            state = load_file(path)
+        else:
+            with resources.as_file(resources.files("uniovseg") / SHAPES_WEIGHTS) as packaged:
+                state = load_file(packaged)
+    except OSError as error:
+        raise CheckpointError("the shapes CLIP's weights are missing", seen=path or SHAPES_WEIGHTS, fix="make them: python jobs/pretrain_clip.py") from error
+    missing, unexpected = model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+    missing = [name for name in missing if name != "attn_mask"]
+    if missing or unexpected:
+        raise CheckpointError("the weights do not fit the shapes CLIP", seen=f"missing {missing[:3]}, left over {unexpected[:3]}")

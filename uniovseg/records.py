@@ -1,0 +1,169 @@
+"""The data's vocabulary: the records that cross a boundary between modules, each field with its shape, unit and frame.
+
+Frames: *source* pixels are those of the image as stored; *view* pixels are those of the square training or inference canvas.
+Points are (x, y), sizes are (h, w), pixel i covers [i, i + 1) so that its centre is at i + 0.5, and boxes are x0, y0, x1, y1 with x1, y1
+exclusive.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uniovseg.ops.run_length import RunLengthMasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageMasks:
+    """One image with its class-agnostic masks, as ingested: JPEG bytes stay JPEG, masks stay COCO RLE.
+
+    Attributes:
+        key: identity of the sample, unique within a shard set (the file stem in SA-1B: ``sa_123``).
+        image: the encoded image file (JPEG; PNG for sets that have it).
+        height, width: size in pixels, equal to the encoded image's and to every mask's.
+        counts: compressed COCO RLE counts, one per mask (the ASCII form).
+        predicted_iou: per mask in [0, 1], NaN where the source has none.
+        stability_score: per mask in [0, 1], NaN where the source has none.
+    """
+
+    key: str
+    image: bytes
+    height: int
+    width: int
+    counts: tuple[bytes, ...]
+    predicted_iou: tuple[float, ...]
+    stability_score: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageText:
+    """One image with one caption. `image` is the encoded file; the caption is free text."""
+
+    key: str
+    image: bytes
+    caption: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A sample that cannot be used: where it stood and why.
+
+    Attributes:
+        key: identity of the sample as far as it could be read.
+        source: URI of the file it came from.
+        offset: byte offset of its first member in that file.
+        reason: a short word from a fixed list (see `uniovseg.data.sa1b.REASONS`).
+        detail: one line for a person.
+    """
+
+    key: str
+    source: str
+    offset: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """An axis-aligned affine map from view pixels to source pixels: ``source = scale * view + offset`` per axis, plus what of the view is image.
+
+    Attributes:
+        scale_xy: source pixels per view pixel; a negative x scale is a horizontal flip.
+        offset_xy: source coordinates of the view's corner (0, 0).
+        size: (h, w) of the view in pixels.
+        valid_xyxy: the part of the view that shows image, in view pixels (the rest is padding).
+    """
+
+    scale_xy: tuple[float, float]
+    offset_xy: tuple[float, float]
+    size: tuple[int, int]
+    valid_xyxy: tuple[float, float, float, float]
+
+    def to_source(self, points_xy: Tensor) -> Tensor:
+        """Map [..., 2] points from view pixels to source pixels."""
+        return points_xy * points_xy.new_tensor(self.scale_xy) + points_xy.new_tensor(self.offset_xy)
+
+    def to_view(self, points_xy: Tensor) -> Tensor:
+        """Map [..., 2] points from source pixels to view pixels."""
+        return (points_xy - points_xy.new_tensor(self.offset_xy)) / points_xy.new_tensor(self.scale_xy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskSample:
+    """One training-ready sample of stage 1: a view of an image and the run-length masks that can be seen in it.
+
+    Attributes:
+        key: identity of the sample.
+        image: [3, H, W] uint8 RGB, the view; padding is 128.
+        view: the map between the view and the source image.
+        masks: n ground-truth masks at source resolution, already filtered and capped.
+        boxes_xyxy: [n, 4] float32, tight box of each mask's visible part, in view pixels.
+    """
+
+    key: str
+    image: NDArray[np.uint8]
+    view: View
+    masks: RunLengthMasks
+    boxes_xyxy: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskBatch:
+    """A batch of `MaskSample`: images stacked, everything ragged kept as one entry per image.
+
+    Attributes:
+        keys: identity of each sample.
+        images: [B, 3, H, W] uint8 RGB.
+        views: B maps between view and source pixels.
+        masks: B sets of ground-truth masks, n_b each, at source resolution.
+        boxes_xyxy: B tensors [n_b, 4] float32, view pixels.
+        seeds: B integers from (seed, epoch, key): every random draw for a sample comes from its own, so that it does not depend on the batch.
+    """
+
+    keys: tuple[str, ...]
+    images: Tensor
+    views: tuple[View, ...]
+    masks: tuple[RunLengthMasks, ...]
+    boxes_xyxy: tuple[Tensor, ...]
+    seeds: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> "MaskBatch":
+        """The batch with its tensors on `device`."""
+        return MaskBatch(
+            keys=self.keys,
+            images=self.images.to(device, non_blocking=True),
+            views=self.views,
+            masks=tuple(masks.to(device) for masks in self.masks),
+            boxes_xyxy=tuple(boxes.to(device, non_blocking=True) for boxes in self.boxes_xyxy),
+            seeds=self.seeds,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What every method predicts for one image; class-agnostic masks are the case of zero classes.
+
+    Attributes:
+        masks: n binary masks at source resolution.
+        quality: [n] float32 in [0, 1], predicted IoU.
+        class_scores: [n, C] float32 in [0, 1]; C = 0 without a vocabulary.
+    """
+
+    masks: RunLengthMasks
+    quality: Tensor
+    class_scores: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """One training step's result.
+
+    Attributes:
+        loss: scalar to differentiate.
+        metrics: detached scalars to log, by name (``loss_mask``, ``pairs``, ...); kept as tensors so that nothing waits for the device.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
