@@ -1,0 +1,98 @@
+"""Checkpoints: a folder of safetensors and JSON, written whole or not at all.
+
+``model.safetensors`` holds a method's own weights, ``optimizer.safetensors`` what the optimizer remembers of them, and ``checkpoint.json``, written
+last, says what they are: the configuration of the method, the step, metrics. A folder without ``checkpoint.json`` is not a checkpoint.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from uniovseg.config import Config
+from uniovseg.errors import CheckpointError
+
+MANIFEST, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
+
+
+class CheckpointInfo(Config):
+    """What a checkpoint says of itself."""
+
+    format: int = Field(1, description="version of this layout")
+    step: int = Field(..., ge=0, description="optimizer steps taken")
+    method: dict[str, Any] = Field(..., description="the method's configuration, with its name")
+    config: dict[str, Any] = Field({}, description="the run's whole configuration; empty for an imported checkpoint")
+    metrics: dict[str, float] = Field({}, description="validation metrics at this step")
+    source: str = Field("training", description="where the weights come from")
+
+
+def save(folder: Path, info: CheckpointInfo, state: dict[str, Tensor], optimizer: dict[str, Tensor] | None = None) -> None:
+    """Write a checkpoint into `folder` (made if needed), the manifest last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / MODEL)
+    if optimizer is not None:
+        save_file(optimizer, folder / OPTIMIZER)
+    (folder / MANIFEST).write_text(info.model_dump_json(indent=2))
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """The manifest of a checkpoint folder. Raises CheckpointError when there is none or it cannot be understood."""
+    try:
+        return CheckpointInfo.model_validate_json((folder / MANIFEST).read_text())
+    except OSError as error:
+        raise CheckpointError("no checkpoint here", seen=folder, allowed=f"a folder with {MANIFEST}, {MODEL}") from error
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise CheckpointError("the checkpoint's manifest cannot be read", seen=folder / MANIFEST, fix="it may be of another version") from error
+
+
+def read_weights(folder: Path, name: str = MODEL) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint folder, on the CPU."""
+    try:
+        return load_file(folder / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError("the checkpoint's weights cannot be read", seen=folder / name, fix=str(error)) from error
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], expected: set[str]) -> None:
+    """Load `state` into `module`. Every name of `expected` must be there and nothing else, each of the right shape.
+
+    Raises:
+        CheckpointError: names the first missing and left-over tensors, or the first wrong shape.
+    """
+    missing, left_over = sorted(expected - state.keys()), sorted(state.keys() - expected)
+    if missing or left_over:
+        raise CheckpointError(
+            "the checkpoint does not fit the model",
+            seen=f"{len(missing)} missing {missing[:3]}, {len(left_over)} left over {left_over[:3]}",
+            fix="was it made with another configuration of the model?",
+        )
+    own = module.state_dict()
+    for name, value in state.items():
+        if own[name].shape != value.shape:
+            raise CheckpointError(f"{name} has another shape in the checkpoint", seen=tuple(value.shape), allowed=tuple(own[name].shape))
+    module.load_state_dict(state, strict=False)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
+    """What the optimizer remembers, flat: ``{kind}/{parameter name}`` to tensor."""
+    flat: dict[str, Tensor] = {}
+    for parameter, memory in optimizer.state.items():
+        for kind, value in memory.items():
+            flat[f"{kind}/{names[parameter]}"] = torch.as_tensor(value).detach().cpu().clone()
+    return flat
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], flat: dict[str, Tensor]) -> None:
+    """Give the optimizer back what `optimizer_tensors` took. Raises CheckpointError when a parameter is unknown."""
+    parameters = {name: parameter for parameter, name in names.items()}
+    for key, value in flat.items():
+        kind, _, name = key.partition("/")
+        if name not in parameters:
+            raise CheckpointError("the optimizer's state does not fit the model", seen=name)
+        parameter = parameters[name]
+        optimizer.state[parameter][kind] = value.clone() if kind == "step" else value.to(parameter.device, parameter.dtype)

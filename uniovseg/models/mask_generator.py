@@ -1,0 +1,111 @@
+"""The mask generator of stage 1: pixel decoder, prompt encoder and mask decoder, and the presets of their sizes."""
+
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from uniovseg.config import Config
+from uniovseg.models.layers import PositionEncoding, PositionKind
+from uniovseg.models.mask_decoder import MaskDecoder, MaskEmbeddings, mask_logits
+from uniovseg.models.pixel_decoder import PixelDecoder, PixelFeatures
+from uniovseg.models.prompt_encoder import PromptEncoder
+
+
+class MaskGeneratorConfig(Config):
+    """Sizes of the mask generator. The defaults are the release's, but for the shared position encoding."""
+
+    dim: int = Field(256, ge=16, multiple_of=8, description="channels of pixel features and tokens")
+    num_masks: int = Field(4, ge=1, description="masks a point")
+    position: PositionKind = Field(
+        "random_shared", description="position encoding: one random Fourier matrix for pixels and prompts, one for each part (release), or sine (paper)"
+    )
+    encoder_layers: int = Field(6, ge=1, description="deformable layers of the pixel decoder")
+    encoder_heads: int = Field(8, ge=1, description="attention heads of the pixel decoder")
+    encoder_points: int = Field(4, ge=1, description="sampled points a head and level")
+    encoder_ffn_dim: int = Field(1024, ge=1, description="hidden width of the pixel decoder's feed-forward")
+    decoder_layers: int = Field(9, ge=1, description="layers of the mask decoder")
+    decoder_heads: int = Field(8, ge=1, description="attention heads of the mask decoder")
+    decoder_ffn_dim: int = Field(2048, ge=1, description="hidden width of the mask decoder's feed-forward")
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "release": {"position": "random_independent"},
+        "paper_v1": {"position": "sine", "decoder_layers": 6},
+        "shapes": {
+            "dim": 64, "encoder_layers": 1, "encoder_heads": 4, "encoder_points": 4, "encoder_ffn_dim": 128,
+            "decoder_layers": 3, "decoder_heads": 4, "decoder_ffn_dim": 128,
+        },
+    }  # fmt: skip
+
+
+class MaskPrediction(NamedTuple):
+    """Masks of prompts.
+
+    Attributes:
+        mask_logits: [B, Q, K', H/4, W/4] over the view.
+        iou_probs: [B, Q, K'] predicted IoU in [0, 1]. Differs: the release applies a second sigmoid to it at test time; we do not.
+    """
+
+    mask_logits: Tensor
+    iou_probs: Tensor
+
+
+class MaskGenerator(nn.Module):
+    """Prompts and trunk features to masks. Coordinates are pixels of the view: (0, 0) is its corner, pixel centres lie at i + 0.5.
+
+    Differs: the release shifts boxes by half a pixel when they come as detectron2 boxes, and not when they are tensors; here nothing is shifted.
+    """
+
+    def __init__(self, pixel_decoder: PixelDecoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.pixel_decoder = pixel_decoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+
+    def embed_points(self, pixel: PixelFeatures, points_xy: Tensor) -> list[MaskEmbeddings]:
+        """Decode single points [B, Q, 2] up to the mask embeddings of each layer; K' = num_masks."""
+        masks = len(self.mask_decoder.mask_heads)
+        return self.mask_decoder(pixel, self.prompt_encoder.points(points_xy, pixel.mask_features), 3, range(1, masks))  # type: ignore[no-any-return]
+
+    def embed_boxes(self, pixel: PixelFeatures, boxes_xyxy: Tensor) -> list[MaskEmbeddings]:
+        """Decode boxes [B, Q, 4] up to the mask embeddings of each layer; K' = 1."""
+        return self.mask_decoder(pixel, self.prompt_encoder.boxes(boxes_xyxy, pixel.mask_features), 2, range(1))  # type: ignore[no-any-return]
+
+    def embed_point_sets(self, pixel: PixelFeatures, points_xy: Tensor, labels: Tensor) -> list[MaskEmbeddings]:
+        """Decode sets of points [B, Q, P, 2] with labels [B, Q, P] of 1 (inside) and 0 (outside); K' = 1."""
+        prompt = self.prompt_encoder.point_sets(points_xy, labels, pixel.mask_features)
+        return self.mask_decoder(pixel, prompt, 2 * points_xy.shape[2], range(1))  # type: ignore[no-any-return]
+
+    def masks(self, pixel: PixelFeatures, embedded: list[MaskEmbeddings]) -> list[MaskPrediction]:
+        """Full-size logits for what `embed_*` gave: pass all layers for deep supervision, or the last alone."""
+        features = self.mask_decoder.features(pixel)
+        return [MaskPrediction(mask_logits(item.embeddings, features), item.iou_probs) for item in embedded]
+
+
+def build_mask_generator(config: MaskGeneratorConfig, channels: tuple[int, int, int, int]) -> MaskGenerator:
+    """A mask generator with random weights (drawn from torch's global stream) for a trunk with `channels` at strides 4, 8, 16, 32."""
+
+    def encoding() -> PositionEncoding:
+        return PositionEncoding(config.dim, sine=config.position == "sine")
+
+    shared = encoding()
+    independent = config.position == "random_independent"
+    pixel_decoder = PixelDecoder(
+        channels,
+        config.dim,
+        layers=config.encoder_layers,
+        heads=config.encoder_heads,
+        points=config.encoder_points,
+        ffn_dim=config.encoder_ffn_dim,
+        position=shared,
+    )
+    prompt_encoder = PromptEncoder(config.dim, config.num_masks, encoding() if independent else shared)
+    mask_decoder = MaskDecoder(
+        config.dim,
+        layers=config.decoder_layers,
+        heads=config.decoder_heads,
+        ffn_dim=config.decoder_ffn_dim,
+        num_masks=config.num_masks,
+        position=encoding() if independent else shared,
+    )
+    return MaskGenerator(pixel_decoder, prompt_encoder, mask_decoder)

@@ -1,0 +1,44 @@
+"""Pictures for people: masks over an image, drawn with supervision."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import supervision as sv
+from numpy.typing import NDArray
+
+from uniovseg.ops.run_length import RunLengthMasks
+
+Picture = NDArray[np.uint8]
+
+
+def draw_masks(image: Picture, masks: RunLengthMasks, labels: Sequence[str] | None = None, opacity: float = 0.5) -> Picture:
+    """The RGB image [H, W, 3] with each mask in a colour of its own, its outline, and its label where labels are given."""
+    if len(masks) == 0:
+        return image.copy()
+    dense = masks.to("cpu").to_dense().numpy()
+    boxes = masks.to("cpu").boxes_xyxy().numpy().astype(np.float32)
+    detections = sv.Detections(xyxy=boxes, mask=dense, class_id=np.arange(len(dense)))
+    scene = sv.MaskAnnotator(color_lookup=sv.ColorLookup.INDEX, opacity=opacity).annotate(image[..., ::-1].copy(), detections)
+    scene = sv.PolygonAnnotator(color_lookup=sv.ColorLookup.INDEX, thickness=1).annotate(scene, detections)
+    if labels is not None:
+        scene = sv.LabelAnnotator(color_lookup=sv.ColorLookup.INDEX, text_scale=0.4, text_padding=2).annotate(scene, detections, list(labels))
+    return np.ascontiguousarray(scene[..., ::-1])
+
+
+def tile(pictures: Sequence[Picture], columns: int, side: int) -> Picture:
+    """Pictures in a grid of `columns`, each scaled to fit a square of `side` pixels; empty places are white."""
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * side, columns * side, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        scale = side / max(picture.shape[:2])
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+        small = cv2.resize(picture, (round(picture.shape[1] * scale), round(picture.shape[0] * scale)), interpolation=interpolation)
+        y, x = number // columns * side, number % columns * side
+        sheet[y : y + small.shape[0], x : x + small.shape[1]] = small
+    return sheet
+
+
+def save_picture(path: str, picture: Picture) -> None:
+    """Write an RGB picture; the ending of the name says the format."""
+    cv2.imwrite(path, np.ascontiguousarray(picture[..., ::-1]))

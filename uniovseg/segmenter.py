@@ -1,0 +1,186 @@
+"""The library's front door.
+
+>>> segmenter = Segmenter.load("shapes")
+>>> image = segmenter.embed("photo.jpg")
+>>> segmenter.points(image, [(40, 60)])[0].predicted_iou
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
+
+from uniovseg import checkpoint, storage
+from uniovseg.config import validate
+from uniovseg.data.images import decode_image
+from uniovseg.errors import CheckpointError, DataError
+from uniovseg.methods.catalog import METHODS
+from uniovseg.methods.mask_generation import EmbeddedImage, MaskGeneration
+from uniovseg.ops.run_length import RunLengthMasks
+from uniovseg.postprocess import masks_from_logits
+
+SHIPPED = {"shapes": "weights/shapes"}
+"""Checkpoints that are package data, by name."""
+
+ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One mask of an image.
+
+    Attributes:
+        rle: COCO RLE, ``{"size": [h, w], "counts": str}``, at the image's own resolution.
+        predicted_iou: the model's own estimate of the mask's IoU, in [0, 1].
+        box_xyxy: tight box in pixels, x1 and y1 exclusive; zeros for an empty mask.
+        area: number of pixels.
+    """
+
+    rle: dict[str, object]
+    predicted_iou: float
+    box_xyxy: tuple[int, int, int, int]
+    area: int
+
+    def mask(self) -> NDArray[np.bool_]:
+        """The mask as an array [h, w]."""
+        height, width = self.rle["size"]  # type: ignore[misc]
+        dense: NDArray[np.bool_] = RunLengthMasks.from_coco([self.rle], (height, width)).to_dense()[0].numpy()
+        return dense
+
+
+class Segmenter:
+    """Segments images by points, by boxes, or everything. Make one with `load`.
+
+    Every call takes an image (a path, a PIL image, an RGB array [H, W, 3] of uint8) or what `embed` made of it; embed once to prompt many times.
+    """
+
+    def __init__(self, method: MaskGeneration) -> None:
+        self.method = method
+
+    @classmethod
+    def load(cls, uri: str | Path = "shapes", device: str = "cpu") -> "Segmenter":
+        """Load a checkpoint.
+
+        Args:
+            uri: a checkpoint folder (local path or s3://), or ``"shapes"`` for the model of the shapes world that comes with the package.
+            device: torch device.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or it is not one of a promptable method.
+        """
+        if str(uri) in SHIPPED:
+            with resources.as_file(resources.files("uniovseg") / SHIPPED[str(uri)]) as folder:
+                method = load_method(folder)
+        else:
+            with storage.local_copy(str(uri)) as folder:
+                method = load_method(folder)
+        if not isinstance(method, MaskGeneration):
+            raise CheckpointError("the checkpoint's method takes no prompts", seen=type(method).__name__, allowed="mask_generation")
+        return cls(method.to(device).eval())
+
+    def embed(self, image: ImageLike) -> EmbeddedImage:
+        """Compute an image's features once, for many prompts. Raises DataError when it is no image."""
+        return self.method.embed(to_array(image))
+
+    def points(self, image: ImageLike | EmbeddedImage, points: ArrayLike, labels: ArrayLike | None = None) -> list[Segment]:
+        """Segment what points show.
+
+        Args:
+            image: the image.
+            points: (x, y) in pixels, [n, 2].
+            labels: [n] of 1 (inside) and 0 (outside): all points together describe one mask. None: each point is a prompt of its own and gives its
+                best mask by predicted IoU.
+
+        Raises:
+            DataError: points of another shape, not finite, or outside the image; labels that do not fit.
+        """
+        embedded = self._embedded(image)
+        points_xy = _checked(points, 2, "points", embedded)
+        if labels is None:
+            logits, ious = self.method.decode_points(embedded, points_xy)
+            best = ious.argmax(1)
+            rows = torch.arange(len(best), device=best.device)
+            return _segments(embedded, logits[rows, best], ious[rows, best])
+        marks = torch.as_tensor(np.asarray(labels), device=points_xy.device).flatten()
+        if len(marks) != len(points_xy) or not bool(((marks == 0) | (marks == 1)).all()):
+            raise DataError("labels do not fit the points", seen=marks.tolist()[:8], allowed=f"{len(points_xy)} values, each 0 (outside) or 1 (inside)")
+        logits, ious = self.method.decode_point_sets(embedded, points_xy[None], marks.long()[None])
+        return _segments(embedded, logits[:, 0], ious[:, 0])
+
+    def boxes(self, image: ImageLike | EmbeddedImage, boxes_xyxy: ArrayLike) -> list[Segment]:
+        """Segment the thing in each box [n, 4] of pixels x0, y0, x1, y1. Raises DataError for a box that is not finite, empty, or outside the image."""
+        embedded = self._embedded(image)
+        boxes = _checked(boxes_xyxy, 4, "boxes_xyxy", embedded)
+        if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
+            raise DataError("a box is empty", seen=boxes.tolist()[:4], allowed="x0 < x1 and y0 < y1")
+        logits, ious = self.method.decode_boxes(embedded, boxes)
+        return _segments(embedded, logits[:, 0], ious[:, 0])
+
+    def everything(self, image: ImageLike | EmbeddedImage, points_per_side: int | None = None) -> list[Segment]:
+        """Segment everything that a grid of points finds, best predicted IoU first, without near-duplicates."""
+        embedded = self._embedded(image)
+        prediction = self.method.propose(embedded, points_per_side)
+        return _describe(prediction.masks, prediction.quality)
+
+    def _embedded(self, image: ImageLike | EmbeddedImage) -> EmbeddedImage:
+        return image if isinstance(image, EmbeddedImage) else self.embed(image)
+
+
+def load_method(folder: Path) -> MaskGeneration:
+    """Rebuild the method of a checkpoint folder and load its weights; evaluation mode, on the CPU."""
+    info = checkpoint.read_info(folder)
+    name = info.method.get("name")
+    if name not in METHODS:
+        raise CheckpointError("the checkpoint is of an unknown method", seen=name, allowed=", ".join(METHODS))
+    entry = METHODS[str(name)]
+    method = entry.build(validate(entry.config_type, info.method), 0)
+    state = checkpoint.read_weights(folder)
+    checkpoint.load_weights(method, state, set(method.state()))
+    return method.eval()  # type: ignore[return-value]
+
+
+def to_array(image: ImageLike) -> NDArray[np.uint8]:
+    """An RGB array [H, W, 3] of uint8 from a path, a PIL image or an array. Raises DataError for anything else."""
+    if isinstance(image, str | Path):
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise DataError("the image cannot be read", seen=image, fix=str(error.strerror)) from error
+        return decode_image(data)
+    if isinstance(image, Image.Image):
+        return np.array(image.convert("RGB"))
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise DataError("the array is not an image", seen=f"{array.dtype} {array.shape}", allowed="uint8 [H, W, 3], RGB")
+    return array
+
+
+def _checked(values: ArrayLike, width: int, what: str, embedded: EmbeddedImage) -> Tensor:
+    array = np.asarray(values, dtype=np.float32)
+    if array.ndim == 1 and array.size == width:
+        array = array[None]
+    height, side = embedded.size
+    if array.ndim != 2 or array.shape[1] != width or not len(array):
+        raise DataError(f"{what} has the wrong shape", seen=array.shape, allowed=f"[n, {width}], n at least 1")
+    limits = np.tile([side, height], width // 2)
+    if not np.isfinite(array).all() or (array < 0).any() or (array > limits).any():
+        raise DataError(f"{what} lies outside the image", seen=array.tolist()[:4], allowed=f"x from 0 to {side}, y from 0 to {height}")
+    return torch.from_numpy(array).to(embedded.pixel.mask_features.device)
+
+
+def _segments(embedded: EmbeddedImage, logits: Tensor, ious: Tensor) -> list[Segment]:
+    return _describe(masks_from_logits(logits, embedded.view, embedded.size), ious)
+
+
+def _describe(masks: RunLengthMasks, quality: Tensor) -> list[Segment]:
+    masks = masks.to("cpu")
+    return [
+        Segment(rle=rle, predicted_iou=float(iou), box_xyxy=tuple(box), area=int(area))
+        for rle, iou, box, area in zip(masks.to_coco(), quality.tolist(), masks.boxes_xyxy().tolist(), masks.area().tolist(), strict=True)
+    ]

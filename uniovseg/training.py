@@ -1,0 +1,277 @@
+"""The training loop, top to bottom, in plain torch.
+
+``python -m uniovseg.training --config jobs/configs/stage1_shapes.yaml`` runs it without Ray, in one process, on one GPU or the CPU.
+`uniovseg.runtime.train` calls the same `train` with Ray's batches and report. A run is steps, not epochs: step s of a run always sees the same
+samples with the same random draws (`uniovseg.data.plan`), so a resume needs nothing but the step, and the number of workers may change.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from uniovseg import checkpoint
+from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.config import Config
+from uniovseg.data.samples import MaskSampleConfig
+from uniovseg.data.views import ViewConfig
+from uniovseg.errors import CheckpointError, TrainingError
+from uniovseg.methods.base import OptimConfig, TrainableMethod
+from uniovseg.methods.catalog import MethodConfig
+from uniovseg.records import MaskBatch, StepOutput
+
+
+class DataConfig(Config):
+    """What the run trains on."""
+
+    train: str = Field(..., description="URI of the training shard set (made by jobs/ingest.py)")
+    view: ViewConfig = Field(ViewConfig(), description="the random view of each sample")
+    sample: MaskSampleConfig = Field(MaskSampleConfig(), description="which masks of a view are used")
+    window_groups: int = Field(64, ge=1, description="row groups shuffled together")
+    threads: int = Field(4, ge=1, description="threads that decode ahead, a worker (without Ray)")
+
+
+class ValidationConfig(Config):
+    """Promptable validation during the run: 1-box and 1-point IoU."""
+
+    shards: str | None = Field(None, description="URI of a shard set to validate on; null: no validation")
+    images: int = Field(32, ge=1, description="images taken from its start")
+    points_per_side: int = Field(20, ge=1, description="grid of the 1-point IoU, points a side")
+    every: int = Field(5000, ge=1, description="steps between validations; the last step validates too")
+
+
+class TrainConfig(Config):
+    """One training run."""
+
+    output: str = Field(..., description="folder or URI of the run: checkpoints, metrics.jsonl, report.json")
+    seed: int = Field(42, ge=0, description="seed of weights, order of samples and every random draw")
+    steps: int = Field(110_000, ge=1, description="optimizer steps")
+    batch_size: int = Field(56, ge=1, description="samples an optimizer step, over all workers")
+    accumulate: int = Field(1, ge=1, description="micro-batches that a worker's share of a batch is cut into")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast outside the parts that ask for fp32")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    threads: int = Field(0, ge=0, description="CPU threads of torch, a worker; 0: torch's own choice")
+    method: MethodConfig = Field(..., description="the method and its parts")
+    data: DataConfig = Field(..., description="training data")
+    optim: OptimConfig = Field(OptimConfig(), description="optimizer and schedule")
+    validation: ValidationConfig = Field(ValidationConfig(), description="validation during the run")
+    log_every: int = Field(20, ge=1, description="steps between logged metrics")
+    checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints; the last step makes one too")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints are kept")
+
+
+Picture = NDArray[np.uint8]
+
+
+class Recorder(Protocol):
+    """Where a run's results go. Rank 0 logs; every rank calls `checkpoint`, with a folder on rank 0 alone."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Metrics of one step."""
+
+    def pictures(self, step: int, pictures: dict[str, Picture]) -> None:
+        """RGB pictures, by file name without ending."""
+
+    def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
+        """Keep a checkpoint: `write` fills an empty folder with it (None on ranks other than 0)."""
+
+
+Validate = Callable[[TrainableMethod], tuple[dict[str, float], dict[str, Picture]]]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that the configuration's word means on this machine."""
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def lr_factor(optim: OptimConfig, step: int, steps: int) -> float:
+    """Learning rate of a step as a fraction of the peak: linear warm-up times the schedule."""
+    if step < optim.warmup_steps:
+        warmup = optim.warmup_factor + (1 - optim.warmup_factor) * step / optim.warmup_steps
+    else:
+        warmup = 1.0
+    if optim.schedule == "cosine":
+        return warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return warmup * optim.gamma ** sum(step >= milestone * steps for milestone in optim.milestones)
+
+
+class _Step(nn.Module):
+    """`training_step` as a module's forward, which is where DistributedDataParallel hooks in."""
+
+    def __init__(self, method: TrainableMethod) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: MaskBatch) -> dict[str, Tensor]:
+        output: StepOutput = self.method.training_step(batch)
+        return {"loss": output.loss, **output.metrics}
+
+
+@dataclass
+class _Meter:
+    """Running sums of metrics since the last log; nothing is read from the device before `means`."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        self.count += 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+
+    def means(self) -> dict[str, float]:
+        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+def train(
+    config: TrainConfig,
+    method: TrainableMethod,
+    batches: Callable[[int], Iterator[MaskBatch]],
+    recorder: Recorder,
+    *,
+    validate: Validate | None = None,
+    resume: Path | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[str, float]:
+    """Train `method` for ``config.steps`` steps.
+
+    Args:
+        config: the run.
+        method: the method, on the CPU, with the weights to start from.
+        batches: given the step to start at, yields this rank's micro-batches in the order of the plan, ``config.accumulate`` a step.
+        recorder: where metrics, pictures and checkpoints go.
+        validate: run on rank 0 every ``config.validation.every`` steps and at the end; returns metrics and pictures.
+        resume: a checkpoint folder to go on from.
+        rank, world_size: this process among those that torch.distributed joins.
+
+    Returns:
+        The last validation's metrics (empty without one).
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite; raised before the optimizer has taken the step.
+        CheckpointError: `resume` does not fit the run.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = pick_device(config.device)
+    method = method.to(device)
+    method.train()
+    names = {parameter: name for name, parameter in method.named_parameters()}
+    groups = method.param_groups(config.optim)
+    optimizer = torch.optim.AdamW([dict(group) for group in groups], lr=config.optim.lr, foreach=True)
+    trainable = [parameter for group in groups for parameter in group["params"]]
+    start = restore(config, method, optimizer, names, resume) if resume else 0
+    step_module: nn.Module = _Step(method)
+    if world_size > 1:
+        step_module = nn.parallel.DistributedDataParallel(step_module, device_ids=[device] if device.type == "cuda" else None)
+
+    meter, metrics = _Meter(), dict[str, float]()
+    feed = batches(start)
+    since = time.perf_counter()
+    waited = 0.0
+    for step in range(start, config.steps):
+        factor = lr_factor(config.optim, step, config.steps)
+        for group, settings in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] = settings["lr"] * factor
+
+        for micro in range(config.accumulate):
+            asked = time.perf_counter()
+            batch = next(feed).to(device)
+            waited += time.perf_counter() - asked
+            last = micro == config.accumulate - 1
+            no_sync = step_module.no_sync() if world_size > 1 and not last else contextlib.nullcontext()  # type: ignore[operator]
+            with no_sync, torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                output = step_module(batch)
+                (output["loss"] / config.accumulate).backward()
+            meter.add(output)
+
+        norm = nn.utils.clip_grad_norm_(trainable, config.optim.clip_grad_norm)
+        if not torch.isfinite(norm):
+            raise TrainingError(
+                f"the gradient is not finite at step {step}",
+                seen=f"loss {float(output['loss'])}, gradient norm {float(norm)}, samples {', '.join(batch.keys[:8])}",
+                fix="the weights are unchanged; lower optim.lr, or look at these samples",
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step(step)
+        meter.add({"grad_norm": norm}) if False else None
+        done = step + 1
+
+        if rank == 0 and (done % config.log_every == 0 or done == config.steps):
+            seconds, count = time.perf_counter() - since, config.log_every if done % config.log_every == 0 else done % config.log_every
+            line = meter.means() | {"lr": config.optim.lr * factor, "grad_norm": float(norm)}
+            line |= {"images_per_second": config.batch_size * count / seconds, "data_wait_share": waited / seconds}
+            recorder.log(done, line)
+            since, waited = time.perf_counter(), 0.0
+        if validate and rank == 0 and (done % config.validation.every == 0 or done == config.steps):
+            method.eval()
+            metrics, pictures = validate(method)
+            method.train()
+            recorder.log(done, metrics)
+            recorder.pictures(done, pictures)
+            since = time.perf_counter()
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            write = checkpoint_writer(config, method, optimizer, names, done, metrics) if rank == 0 else None
+            recorder.checkpoint(done, write, metrics)
+            since = time.perf_counter()
+    return metrics
+
+
+def checkpoint_writer(
+    config: TrainConfig,
+    method: TrainableMethod,
+    optimizer: torch.optim.Optimizer,
+    names: dict[nn.Parameter, str],
+    step: int,
+    metrics: dict[str, float],
+) -> Callable[[Path], None]:
+    """A function that writes the run's state after `step` steps into a folder."""
+    dumped = config.model_dump(mode="json")
+    info = CheckpointInfo(step=step, method=dumped["method"], config=dumped, metrics=metrics)
+
+    def write(folder: Path) -> None:
+        checkpoint.save(folder, info, method.state(), checkpoint.optimizer_tensors(optimizer, names))
+
+    return write
+
+
+RESUMABLE: frozenset[str] = frozenset({"output", "device", "threads", "accumulate", "precision", "log_every", "checkpoint_every", "keep_checkpoints", "validation"})
+"""Keys of `TrainConfig` that a resumed run may change: they do not change what is learned from which sample."""
+
+
+def restore(
+    config: TrainConfig, method: TrainableMethod, optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], folder: Path
+) -> int:
+    """Load a checkpoint into the method and its optimizer; returns the step to go on with.
+
+    Raises:
+        CheckpointError: the checkpoint is of a run whose configuration differs in more than `RESUMABLE` keys.
+    """
+    info = checkpoint.read_info(folder)
+    now: dict[str, Any] = json.loads(config.model_dump_json())
+    changed = [key for key in now if key not in RESUMABLE and key != "data" and now[key] != info.config.get(key)]
+    changed += [f"data.{key}" for key in now["data"] if key != "threads" and now["data"][key] != info.config.get("data", {}).get(key)]
+    if changed:
+        raise CheckpointError(
+            "the checkpoint is of a run with another configuration",
+            seen=", ".join(changed),
+            allowed=f"changes of {', '.join(sorted(RESUMABLE))}",
+            fix="give the run another output folder to start anew",
+        )
+    checkpoint.load_weights(method, checkpoint.read_weights(folder), set(method.state()))
+    checkpoint.restore_optimizer(optimizer, names, checkpoint.read_weights(folder, checkpoint.OPTIMIZER))
+    return info.step
