@@ -89,6 +89,35 @@ class View:
         """Map [..., 2] points from source pixels to view pixels."""
         return (points_xy - points_xy.new_tensor(self.offset_xy)) / points_xy.new_tensor(self.scale_xy)
 
+    def cell_centres(self, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+        """Source coordinates [height * width, 2] of the cell centres of a grid over the whole view, row by row."""
+        ys = (torch.arange(height, device=device) + 0.5) * (self.size[0] / height)
+        xs = (torch.arange(width, device=device) + 0.5) * (self.size[1] / width)
+        return self.to_source(torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).reshape(-1, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Which predicted masks of an image are trained towards which ground-truth masks.
+
+    Attributes:
+        predictions: [K] int64, index into the image's P * M predicted masks (p * M + m).
+        masks: [K] int64, index into its ground-truth masks.
+        dice: [K] float32 soft dice of each pair on the matching grid, in [0, 1]; None for pairs that were not found by matching.
+    """
+
+    predictions: Tensor
+    masks: Tensor
+    dice: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    @classmethod
+    def paired(cls, masks: Tensor) -> "Matches":
+        """Prediction k belongs to ground truth ``masks[k]``, as for box prompts."""
+        return cls(torch.arange(len(masks), device=masks.device), masks, None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskSample:

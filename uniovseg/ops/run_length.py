@@ -158,24 +158,25 @@ class RunLengthMasks:
 
     # --- asking -------------------------------------------------------------------------------------------------------------------------
 
-    def sample(self, points_xy: Tensor) -> Tensor:
+    def sample(self, points_xy: Tensor, index: Tensor | None = None) -> Tensor:
         """The masks' values at points.
 
         Args:
-            points_xy: float source pixels (x, y): [P, 2] for the same points in all masks, or [N, P, 2].
+            points_xy: float source pixels (x, y): [P, 2] for the same points in all masks, or [K, P, 2], a row for each mask asked.
+            index: [K] the masks asked, repeats allowed; None asks all N in order.
 
         Returns:
-            bool [N, P]: whether the pixel that contains the point belongs to the mask; False outside the image.
+            bool [K, P] (K = N without `index`): whether the pixel that contains the point belongs to the mask; False outside the image.
         """
         height, width = self.size
         pixel = points_xy.floor().to(torch.int64)
         x, y = pixel[..., 0], pixel[..., 1]
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         position = torch.where(inside, x * height + y, 0)
-        first = torch.arange(len(self), device=position.device)[:, None] * (height * width)
-        keys = position + first
+        asked = torch.arange(len(self), device=position.device) if index is None else index
+        keys = position + asked[:, None] * (height * width)
         run = torch.searchsorted(self.ends, keys, right=True)
-        return ((run - self.splits[:-1, None]) % 2 == 1) & inside
+        return ((run - self.splits[asked, None]) % 2 == 1) & inside
 
     def _intervals(self) -> tuple[Tensor, Tensor, Tensor]:
         """Runs of ones as (mask, first position, end position) in column-major positions of the mask; empty runs included."""

@@ -1,0 +1,91 @@
+"""From mask logits to the masks a user gets: filter first, bring to source resolution last."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from uniovseg.config import Config
+from uniovseg.ops.masks import inner_nms
+from uniovseg.ops.run_length import RunLengthMasks
+from uniovseg.records import View
+
+PIXELS_AT_ONCE = 16_000_000
+"""How many values of resized logits are held at once."""
+
+
+class ProposalConfig(Config):
+    """Which of a grid's masks are kept.
+
+    Differs: the release cuts at 0.65 after a second sigmoid, which is 0.619 on the predicted IoU; we cut there, on the predicted IoU itself.
+    """
+
+    min_predicted_iou: float = Field(0.619, ge=0, le=1, description="masks of a lower predicted IoU are dropped")
+    nms_iou: float = Field(0.5, ge=0, le=1, description="a mask that overlaps a better one by this IoU is dropped")
+    nms_inner: float = Field(0.7, ge=0, le=1, description="a mask of which this share lies in a better one is dropped")
+    min_stability: float = Field(0.0, ge=0, le=1, description="least IoU of the mask at logit thresholds -1 and +1 (SAM); 0: not asked")
+    min_area: float = Field(0.0, ge=0, description="least area, pixels of the source image")
+    max_proposals: int = Field(1000, ge=1, description="most masks of an image, best first")
+
+
+def filter_proposals(
+    config: ProposalConfig, logits: Tensor, ious: Tensor, view: View, size: tuple[int, int]
+) -> tuple[RunLengthMasks, Tensor]:
+    """Drop bad and doubled masks, then resize the survivors.
+
+    Args:
+        config: thresholds.
+        logits: [k, h, w] over the view.
+        ious: [k] predicted IoU in [0, 1].
+        view, size: where the source image, (h, w) pixels, lies in the view.
+
+    Returns:
+        Masks at source resolution and their predicted IoU [K], best first; none if nothing survives.
+
+    Differs: overlaps are computed at the logits' own resolution; the release resizes every mask to half the canvas first.
+    """
+    kept = ious >= config.min_predicted_iou
+    if config.min_stability > 0:
+        kept &= stability(logits) >= config.min_stability
+    logits, ious = logits[kept], ious[kept]
+    inside = _valid_cells(logits, view)
+    binary = (logits > 0)[:, inside]
+    filled = binary.any(1)
+    logits, ious, binary = logits[filled], ious[filled], binary[filled]
+    best = inner_nms(binary, ious, config.nms_iou, config.nms_inner)[: config.max_proposals]
+    masks, quality = masks_from_logits(logits[best], view, size), ious[best]
+    large = torch.nonzero(masks.area() >= max(config.min_area, 1)).flatten()
+    return masks.select(large), quality[large.to(quality.device)].float().cpu()
+
+
+def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
+    """IoU of each mask [k, h, w] thresholded at ``+offset`` and at ``-offset`` (SAM), in [0, 1]."""
+    inner, outer = (logits > offset).flatten(1).sum(1), (logits > -offset).flatten(1).sum(1)
+    return inner / outer.clamp(min=1)
+
+
+def _valid_cells(logits: Tensor, view: View) -> Tensor:
+    """[h, w] bool: cells of the logits whose centre shows image."""
+    height, width = logits.shape[-2:]
+    x0, y0, x1, y1 = view.valid_xyxy
+    ys = (torch.arange(height, device=logits.device) + 0.5) * (view.size[0] / height)
+    xs = (torch.arange(width, device=logits.device) + 0.5) * (view.size[1] / width)
+    return ((ys >= y0) & (ys < y1))[:, None] & ((xs >= x0) & (xs < x1))
+
+
+def resize_logits(logits: Tensor, view: View, size: tuple[int, int]) -> Tensor:
+    """Bilinear resampling of [k, h, w] logits over a view at the pixel centres of the source image: [k, H, W]."""
+    height, width = size
+    ys = torch.arange(height, device=logits.device, dtype=torch.float32) + 0.5
+    xs = torch.arange(width, device=logits.device, dtype=torch.float32) + 0.5
+    centres = view.to_view(torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1))
+    grid = 2 * centres / centres.new_tensor([view.size[1], view.size[0]]) - 1
+    return F.grid_sample(logits[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+
+
+def masks_from_logits(logits: Tensor, view: View, size: tuple[int, int]) -> RunLengthMasks:
+    """Masks at source resolution (logit above 0) from [k, h, w] logits over a view, a few at a time; on the CPU."""
+    if len(logits) == 0:
+        return RunLengthMasks.empty(size)
+    step = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    return RunLengthMasks.cat([RunLengthMasks.from_dense((resize_logits(part, view, size) > 0).cpu()) for part in logits.split(step)])
