@@ -20,14 +20,15 @@ from uniovseg.config import Config
 from uniovseg.data.prompts import draw_boxes
 from uniovseg.data.views import fit_view, render
 from uniovseg.losses import LossConfig, mask_generation_losses
-from uniovseg.matching import MatchingConfig, Matches, match_many_to_many
+from uniovseg.matching import MatchingConfig, match_many_to_many
 from uniovseg.methods.base import TrainableMethod
 from uniovseg.models.clip import Clip, ClipConfig, load_clip
-from uniovseg.models.mask_generator import MaskGenerator, MaskGeneratorConfig, PixelFeatures, build_mask_generator
+from uniovseg.models.mask_decoder import MaskEmbeddings
+from uniovseg.models.mask_generator import MaskGenerator, MaskGeneratorConfig, MaskPrediction, build_mask_generator
+from uniovseg.models.pixel_decoder import PixelFeatures
 from uniovseg.ops.points import grid_points
-from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import ProposalConfig, filter_proposals
-from uniovseg.records import MaskBatch, Prediction, StepOutput, View
+from uniovseg.records import MaskBatch, Matches, Prediction, StepOutput, View
 
 
 class MaskGenerationConfig(Config):
@@ -73,31 +74,30 @@ class MaskGeneration(TrainableMethod):
         self.clip = clip
         self.generator = generator
 
-    # --- training -----------------------------------------------------------------------------------------------------------------------
-
     def training_step(self, batch: MaskBatch) -> StepOutput:
         """Sum of the point prompts' and the box prompts' losses over one pixel-decoder output.
 
         Metrics: each loss by kind for points (``loss_mask``, ``loss_dice``, ``loss_iou``) and boxes (``box_loss_mask``, ...), and ``pairs``, the
         matched (mask, ground truth) pairs an image.
         """
+        device = batch.images.device
         pixel = self._pixel_features(batch.images)
-        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        generators = [torch.Generator(device).manual_seed(seed) for seed in batch.seeds]
         points = torch.stack(
             [
-                grid_points(self.config.train_points_per_side, torch.tensor(view.valid_xyxy), generator=generator)
+                grid_points(self.config.train_points_per_side, torch.tensor(view.valid_xyxy, device=device), generator)
                 for view, generator in zip(batch.views, generators, strict=True)
             ]
-        ).to(batch.images.device)
-        outputs = self.generator.points(pixel, points, deep=True)
-        matches = match_many_to_many(self.config.matching, outputs[-1].mask_logits, batch.masks, batch.views, points)
-        losses = mask_generation_losses(
-            self.config.loss, outputs, matches, batch.masks, batch.views, generators, _mean_over_ranks(matches)
         )
+        outputs = self.generator.masks(pixel, self.generator.embed_points(pixel, points))
+        matches = match_many_to_many(self.config.matching, outputs[-1].mask_logits, batch.masks, batch.views, points)
+        losses = self._losses(outputs, matches, batch, generators)
         total = self.config.loss.weigh(losses)
-        metrics = losses | {"pairs": torch.tensor(float(sum(len(match) for match in matches)) / len(matches))}
+        metrics = losses | {"pairs": torch.tensor(float(sum(map(len, matches))) / len(matches))}
         if self.config.max_boxes and self.config.box_weight:
-            box_losses = self._box_losses(pixel, batch, generators)
+            drawn = [draw_boxes(boxes, self.config.max_boxes, generator) for boxes, generator in zip(batch.boxes_xyxy, generators, strict=True)]
+            outputs = self.generator.masks(pixel, self.generator.embed_boxes(pixel, torch.stack([boxes for boxes, _ in drawn])))
+            box_losses = self._losses(outputs, [Matches.paired(index) for _, index in drawn], batch, generators)
             total = total + self.config.box_weight * self.config.loss.weigh(box_losses)
             metrics |= {f"box_{name}": value for name, value in box_losses.items()}
         return StepOutput(loss=total, metrics={name: value.detach() for name, value in metrics.items()})
@@ -105,15 +105,13 @@ class MaskGeneration(TrainableMethod):
     def _pixel_features(self, images: Tensor) -> PixelFeatures:
         with torch.no_grad():
             features = self.clip.features(images)
-        return self.generator.pixel_decoder(tuple(features))
+        pixel: PixelFeatures = self.generator.pixel_decoder(features)
+        return pixel
 
-    def _box_losses(self, pixel: PixelFeatures, batch: MaskBatch, generators: list[torch.Generator]) -> dict[str, Tensor]:
-        drawn = [draw_boxes(boxes, self.config.max_boxes, generator) for boxes, generator in zip(batch.boxes_xyxy, generators, strict=True)]
-        outputs = self.generator.boxes(pixel, torch.stack([boxes for boxes, _ in drawn]).to(batch.images.device), deep=True)
-        pairs = [Matches.paired(chosen) for _, chosen in drawn]
-        return mask_generation_losses(self.config.loss, outputs, pairs, batch.masks, batch.views, generators, _mean_over_ranks(pairs))
-
-    # --- prompting ----------------------------------------------------------------------------------------------------------------------
+    def _losses(
+        self, outputs: list[MaskPrediction], matches: list[Matches], batch: MaskBatch, generators: list[torch.Generator]
+    ) -> dict[str, Tensor]:
+        return mask_generation_losses(self.config.loss, outputs, matches, batch.masks, batch.views, generators, _mean_over_ranks(matches))
 
     @torch.no_grad()
     def embed(self, image: NDArray[np.uint8]) -> EmbeddedImage:
@@ -126,36 +124,37 @@ class MaskGeneration(TrainableMethod):
     @torch.no_grad()
     def decode_points(self, embedded: EmbeddedImage, points_xy: Tensor) -> tuple[Tensor, Tensor]:
         """Masks of single points [Q, 2] in source pixels: logits [Q, M, h, w] over the canvas at stride 4, predicted IoU [Q, M] in [0, 1]."""
-        output = self.generator.points(embedded.pixel, embedded.view.to_view(points_xy)[None], deep=False)[-1]
-        return output.mask_logits[0], output.iou_probs[0]
+        return self._decode(embedded, self.generator.embed_points(embedded.pixel, embedded.view.to_view(points_xy)[None]))
 
     @torch.no_grad()
     def decode_point_sets(self, embedded: EmbeddedImage, points_xy: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One mask for each set of points [Q, P, 2] in source pixels with labels [Q, P] (1 inside, 0 outside): logits [Q, 1, h, w], IoU [Q, 1]."""
-        output = self.generator.point_sets(embedded.pixel, embedded.view.to_view(points_xy)[None], labels[None], deep=False)[-1]
-        return output.mask_logits[0], output.iou_probs[0]
+        return self._decode(embedded, self.generator.embed_point_sets(embedded.pixel, embedded.view.to_view(points_xy)[None], labels[None]))
 
     @torch.no_grad()
     def decode_boxes(self, embedded: EmbeddedImage, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
         """One mask for each box [Q, 4] in source pixels: logits [Q, 1, h, w] over the canvas at stride 4, predicted IoU [Q, 1]."""
-        corners = embedded.view.to_view(boxes_xyxy.reshape(-1, 2, 2)).reshape(1, -1, 4)
-        output = self.generator.boxes(embedded.pixel, corners, deep=False)[-1]
+        boxes = embedded.view.to_view(boxes_xyxy.reshape(-1, 2, 2)).reshape(1, -1, 4)
+        return self._decode(embedded, self.generator.embed_boxes(embedded.pixel, boxes))
+
+    def _decode(self, embedded: EmbeddedImage, layers: list[MaskEmbeddings]) -> tuple[Tensor, Tensor]:
+        output = self.generator.masks(embedded.pixel, layers[-1:])[0]
         return output.mask_logits[0], output.iou_probs[0]
 
     @torch.no_grad()
     def propose(self, embedded: EmbeddedImage, points_per_side: int | None = None) -> Prediction:
-        """Masks of everything: a grid of points, kept by predicted IoU, inner-NMS, and only then brought to source resolution."""
+        """Masks of everything: a grid of points, cut by predicted IoU before any mask is made, then inner-NMS, then source resolution."""
         height, width = embedded.size
-        window = torch.tensor([0.0, 0.0, float(width), float(height)])
-        points = grid_points(points_per_side or self.config.test_points_per_side, window).to(self.device)
-        logits, ious = [], []
+        points = grid_points(points_per_side or self.config.test_points_per_side, torch.tensor([0, 0, width, height])).to(self.device)
+        embeddings, ious = [], []
         for chunk in points.split(self.config.prompts_per_call):
-            view_points = embedded.view.to_view(chunk)[None]
-            embeddings, iou = self.generator.decode_points(embedded.pixel, view_points)
-            kept = iou[0] >= self.config.proposals.min_predicted_iou
-            logits.append(self.generator.mask_logits(embeddings[:, kept.any(1)], embedded.pixel)[0] if False else self._logits_of(embedded, embeddings[0][kept]))
-            ious.append(iou[0][kept])
-        masks, quality = filter_proposals(self.config.proposals, torch.cat(logits), torch.cat(ious), embedded.view, embedded.size)
+            last = self.generator.embed_points(embedded.pixel, embedded.view.to_view(chunk)[None])[-1]
+            kept = last.iou_probs >= self.config.proposals.min_predicted_iou
+            embeddings.append(last.embeddings[kept])
+            ious.append(last.iou_probs[kept])
+        survivors = MaskEmbeddings(torch.cat(embeddings)[None, :, None], torch.cat(ious)[None, :, None])
+        logits, quality = self._decode(embedded, [survivors])
+        masks, quality = filter_proposals(self.config.proposals, logits[:, 0], quality[:, 0], embedded.view, embedded.size)
         return Prediction(masks=masks, quality=quality, class_scores=torch.zeros(len(masks), 0))
 
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:

@@ -1,0 +1,68 @@
+"""Records to training-ready samples and batches of stage 1."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from uniovseg.config import Config
+from uniovseg.data.images import decode_image
+from uniovseg.data.views import ViewConfig, colour_jitter, draw_view, render, source_window
+from uniovseg.ops.run_length import RunLengthMasks
+from uniovseg.records import ImageMasks, MaskBatch, MaskSample, View
+
+
+class MaskSampleConfig(Config):
+    """Which masks of a view are trained on."""
+
+    min_area_ratio: float = Field(1e-4, ge=0, le=1, description="least visible area, as a fraction of the view")
+    max_area_ratio: float = Field(0.8, gt=0, le=1, description="largest visible area, as a fraction of the view")
+    max_masks: int = Field(40, ge=1, description="most masks of a sample; a random subset of more")
+
+
+def sample_seed(seed: int, epoch: int, key: str) -> int:
+    """The seed of every random draw for a sample in an epoch: 63 bits that depend on nothing else."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def make_mask_sample(record: ImageMasks, view_config: ViewConfig, sample_config: MaskSampleConfig, seed: int) -> MaskSample:
+    """Draw a view of a record, choose its masks, and render the image.
+
+    Raises DataError when the image or a mask cannot be read. A view in which no mask is large enough gives a sample without masks.
+    """
+    rng = np.random.default_rng(seed)
+    masks = RunLengthMasks.from_counts(record.counts, (record.height, record.width))
+    view = draw_view(view_config, record.height, record.width, rng)
+    area, boxes = masks.visible(source_window(view))
+    share = area.double() / (abs(view.scale_xy[0]) * view.scale_xy[1]) / (view.size[0] * view.size[1])
+    kept = torch.nonzero((area > 0) & (share >= sample_config.min_area_ratio) & (share <= sample_config.max_area_ratio)).flatten()
+    if len(kept) > sample_config.max_masks:
+        kept = kept[np.sort(rng.permutation(len(kept))[: sample_config.max_masks])]
+    image = render(decode_image(record.image), view)
+    if view_config.colour_jitter:
+        image = colour_jitter(image, rng)
+    return MaskSample(key=record.key, image=image, view=view, masks=masks.select(kept), boxes_xyxy=boxes_in_view(boxes[kept], view))
+
+
+def boxes_in_view(boxes_xyxy: Tensor, view: View) -> Tensor:
+    """Source boxes [n, 4] as boxes of the view, cut at what the view shows: [n, 4] float32."""
+    corners = view.to_view(boxes_xyxy.float().reshape(-1, 2, 2))
+    low, high = corners.amin(1), corners.amax(1)  # a flip exchanges left and right
+    limit = torch.tensor(view.valid_xyxy[2:])
+    return torch.cat([low.clamp(min=0), torch.minimum(high, limit)], dim=1)
+
+
+def collate(samples: Sequence[MaskSample], seeds: Sequence[int]) -> MaskBatch:
+    """Stack samples of one view size; `seeds` are their own random seeds."""
+    return MaskBatch(
+        keys=tuple(sample.key for sample in samples),
+        images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+        views=tuple(sample.view for sample in samples),
+        masks=tuple(sample.masks for sample in samples),
+        boxes_xyxy=tuple(sample.boxes_xyxy for sample in samples),
+        seeds=tuple(seeds),
+    )
