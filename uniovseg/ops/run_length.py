@@ -3,11 +3,12 @@
 A COCO run-length mask lists, in column-major order (down the first column, then the second), how many pixels are 0, then 1, then 0, ... The
 cumulative sums of these counts are the *run ends*: pixel ``p = x * h + y`` of a mask lies in the first run whose end is above p, and its value is
 the parity of that run. So a label at any point is a binary search, and a thousand labels are one vectorised `torch.searchsorted`, on the device
-of the model. To search all masks at once their run ends lie one after another, mask i shifted by ``i * h * w``, which keeps the whole array sorted.
+of the model. To search all masks at once their run ends lie one after another, mask i shifted by ``i * h * w``, which keeps the whole array sorted;
+such a shifted position is called a *key* below. Areas, boxes and overlaps come from the *intervals*, the runs of ones.
 
 The compressed form writes each count as 5-bit groups in printable characters (low bits first; bit 5 says that another follows; the last group's
-bit 4 is the sign), and from the fourth count on only the difference to the count two before. Parsing is sums over groups and prefix sums over every
-second count: no loop over characters.
+bit 4 is the sign), and from a mask's fourth count on only the difference to the count two before. So the counts form two chains, every second
+one, and parsing is two running sums that start anew at each mask: no loop over characters or runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uniovseg.errors import DataError
+
+_LONGEST_VALUE = 7  # characters: 34 bits and a sign hold any difference of 32-bit counts, and their sums cannot overflow 64 bits
+_PAIRED_INTERVALS = 1 << 20  # intervals that `intersection` expands at once, to bound its memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,84 +45,117 @@ class RunLengthMasks:
 
     @classmethod
     def from_counts(cls, counts: Sequence[bytes], size: tuple[int, int]) -> "RunLengthMasks":
-        """Parse compressed COCO counts. Raises DataError naming the first mask that is not valid for `size`."""
-        lengths = np.fromiter(map(len, counts), np.int64, len(counts))
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        return cls.from_buffer(np.frombuffer(b"".join(counts), np.uint8), offsets, size)
+        """Parse compressed COCO counts, one byte string a mask. Raises DataError naming a mask that is not valid for `size` (h, w)."""
+        return cls.from_buffer(np.frombuffer(b"".join(counts), np.uint8), _offsets(counts), size)
 
     @classmethod
     def from_buffer(cls, characters: NDArray[np.uint8], offsets: NDArray[np.int64], size: tuple[int, int]) -> "RunLengthMasks":
-        """Parse compressed COCO counts from one buffer, as Arrow holds a list of binaries: mask i is ``characters[offsets[i]:offsets[i + 1]]``."""
-        base = int(offsets[0])
-        counts, splits = _decode_counts(characters[base : int(offsets[-1])], offsets - base)
+        """Parse compressed COCO counts from one buffer, as Arrow holds a list of binaries.
+
+        Args:
+            characters: [C] uint8, the ASCII characters of all masks (and perhaps others before and after).
+            offsets: [N + 1] int64, never decreasing: mask i is ``characters[offsets[i]:offsets[i + 1]]``.
+            size: (h, w) in pixels.
+
+        Raises:
+            DataError: a character out of range, a value cut at the end or too long, a negative count, or counts that do not sum to h * w; the
+                message names the mask.
+        """
+        counts, splits = _decode_counts(characters[offsets[0] : offsets[-1]], offsets - offsets[0])
         return cls._from_run_lengths(counts, splits, size)
 
     @classmethod
-    def from_runs(cls, runs: Sequence[Sequence[int]], size: tuple[int, int]) -> "RunLengthMasks":
-        """From uncompressed counts, one list a mask. Raises DataError naming the first mask that is not valid for `size`."""
-        lengths = np.fromiter(map(len, runs), np.int64, len(runs))
-        splits = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        counts = np.concatenate([np.asarray(run, np.int64) for run in runs]) if len(runs) else np.zeros(0, np.int64)
-        return cls._from_run_lengths(counts, splits, size)
+    def from_runs(cls, runs: Sequence[Sequence[int] | NDArray[np.integer[Any]]], size: tuple[int, int]) -> "RunLengthMasks":
+        """From uncompressed counts, one sequence of integers a mask. Raises DataError naming a mask that is not valid for `size` (h, w)."""
+        arrays = [np.asarray(run) for run in runs]
+        for index, array in enumerate(arrays):
+            if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+                raise DataError(f"the counts of mask {index} are not a list of integers", seen=f"{array.dtype} of shape {array.shape}")
+        counts = np.concatenate([np.zeros(0, np.int64), *(array.astype(np.int64) for array in arrays)])
+        return cls._from_run_lengths(counts, _offsets(arrays), size)
 
     @classmethod
     def from_coco(cls, segmentations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> "RunLengthMasks":
-        """From COCO segmentations ``{"size": [h, w], "counts": ...}`` with compressed (str, bytes) or uncompressed (list) counts, all of `size`."""
+        """From COCO run-length segmentations ``{"size": [h, w], "counts": ...}``.
+
+        Args:
+            segmentations: one mapping a mask; counts are compressed (str or bytes) or uncompressed (a list of integers), in any mixture.
+            size: (h, w) that every mask must have.
+
+        Raises:
+            DataError: a mask of another size or form, or one that `from_counts` or `from_runs` rejects; the message names the mask.
+        """
         for index, segmentation in enumerate(segmentations):
-            if tuple(segmentation["size"]) != tuple(size):
-                raise DataError(f"mask {index} has another size", seen=list(segmentation["size"]), allowed=list(size))
+            if not isinstance(segmentation, Mapping) or not isinstance(segmentation.get("counts"), str | bytes | list):
+                raise DataError(
+                    f"mask {index} is no run-length segmentation",
+                    seen=str(segmentation)[:80],
+                    allowed="{'size': [h, w], 'counts': str, bytes or list}",
+                )
+            if segmentation.get("size") not in (list(size), tuple(size)):
+                raise DataError(f"mask {index} has another size", seen=segmentation.get("size"), allowed=list(size))
         counts = [segmentation["counts"] for segmentation in segmentations]
-        if all(isinstance(item, list) for item in counts):
+        if counts and all(isinstance(item, list) for item in counts):
             return cls.from_runs(counts, size)
-        try:
-            compressed = [item.encode("ascii") if isinstance(item, str) else item for item in counts]
-        except UnicodeEncodeError as error:
-            raise DataError("a mask's counts are not ASCII", seen=error.object[:20]) from error
-        if all(isinstance(item, bytes) for item in compressed):
+        # "?" is no ASCII in the source and out of no range here, so a character beyond ASCII becomes one that the parser rejects by mask.
+        compressed = [
+            b"" if isinstance(item, list) else item.encode("ascii", "replace") if isinstance(item, str) else item for item in counts
+        ]
+        if not any(isinstance(item, list) for item in counts):
             return cls.from_counts(compressed, size)
-        return cls.cat([cls.from_coco([segmentation], size) for segmentation in segmentations])
+        values, splits = _decode_counts(np.frombuffer(b"".join(compressed), np.uint8), _offsets(compressed))
+        parsed = np.split(values, splits[1:-1])
+        return cls.from_runs([item if isinstance(item, list) else run for item, run in zip(counts, parsed, strict=True)], size)
 
     @classmethod
     def _from_run_lengths(cls, counts: NDArray[np.int64], splits: NDArray[np.int64], size: tuple[int, int]) -> "RunLengthMasks":
         height, width = size
-        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        totals = sums[splits[1:]] - sums[splits[:-1]]
-        if len(counts) and counts.min() < 0:
-            mask = int(np.searchsorted(splits, np.argmax(counts < 0), side="right")) - 1
-            raise DataError(f"mask {mask} has a negative run", seen=int(counts.min()), allowed="counts of at least 0")
-        wrong = np.flatnonzero(totals != height * width)
+        pixels = height * width
+        if len(counts) and (counts.min() < 0 or counts.max() > pixels):
+            at = int(np.argmax((counts < 0) | (counts > pixels)))
+            mask = int(np.searchsorted(splits, at, side="right")) - 1
+            raise DataError(
+                f"mask {mask} has a count that is negative or too large",
+                seen=int(counts[at]),
+                allowed=f"0 to {height} * {width} = {pixels}",
+            )
+        sums = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=sums[1:])
+        totals = np.diff(sums[splits])
+        wrong = np.flatnonzero(totals != pixels)
         if len(wrong):
             raise DataError(
-                f"the counts of mask {wrong[0]} do not sum to h*w", seen=int(totals[wrong[0]]), allowed=f"{height} * {width} = {height * width}"
+                f"the counts of mask {wrong[0]} do not sum to h*w", seen=int(totals[wrong[0]]), allowed=f"{height} * {width} = {pixels}"
             )
-        # Every mask sums to h*w, so the running sum over all masks is already shifted by i * h * w.
+        # Every mask sums to h * w, so the running sum over all masks is already shifted by i * h * w.
         return cls(torch.from_numpy(sums[1:]), torch.from_numpy(splits), (height, width))
 
     @classmethod
     def from_dense(cls, masks: Tensor) -> "RunLengthMasks":
         """From a bool tensor [N, h, w]; the result is on its device."""
         count, height, width = masks.shape
-        if count == 0:
-            return cls.empty((height, width), masks.device)
-        flat = masks.transpose(1, 2).reshape(count, -1)
-        before = torch.cat([flat.new_zeros(count, 1), flat[:, :-1]], dim=1)
-        change = (flat != before).reshape(-1).nonzero().flatten()  # where a run ends, shifted by i * h * w
-        owner = torch.div(change, height * width, rounding_mode="floor")
+        # Which pixels differ from the one before them in column-major order is found in the tensor's own row-major order, without a transposed
+        # copy: the pixel before is the one above, and for the top row the bottom of the column to the left. Only the few borders are sorted.
+        change = torch.empty(count, height, width, dtype=torch.bool, device=masks.device)
+        torch.ne(masks[:, 1:], masks[:, :-1], out=change[:, 1:])
+        change[:, 0, 1:] = masks[:, 0, 1:] != masks[:, -1, :-1]
+        change[:, 0, 0] = masks[:, 0, 0]
+        at = _true_positions(change.reshape(-1))
+        owner, row, column = at // (height * width), at // width % height, at % width
+        keys = owner * (height * width) + column * height + row
         last = torch.arange(1, count + 1, device=masks.device) * (height * width)
-        ends = torch.cat([change, last]).sort(stable=True).values
+        # The end of a mask and a change at the first pixel of the next are equal keys, so that their order does not matter.
         runs = torch.bincount(owner, minlength=count) + 1
-        # A mask that starts with 1 has a change at its very first pixel, whose end equals the end of the mask before: sorted after that one only
-        # when both are kept in order, which equal values allow.
-        return cls(ends, torch.cat([runs.new_zeros(1), runs.cumsum(0)]), (height, width))
+        return cls(torch.cat([keys, last]).sort().values, _splits(runs), (height, width))
 
     @classmethod
     def empty(cls, size: tuple[int, int], device: torch.device | str = "cpu") -> "RunLengthMasks":
-        """No masks, of an image of `size`."""
+        """No masks, of an image of `size` (h, w)."""
         return cls(torch.zeros(0, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device), size)
 
     @classmethod
     def cat(cls, parts: Sequence["RunLengthMasks"]) -> "RunLengthMasks":
-        """The masks of all parts, in order. The parts (at least one) must be of one size. Raises DataError otherwise."""
+        """The masks of all parts, in order. There must be at least one part, all on one device. Raises DataError when their sizes differ."""
         size = parts[0].size
         if any(part.size != size for part in parts):
             raise DataError("masks of different sizes cannot be joined", seen=[part.size for part in parts])
@@ -136,10 +173,13 @@ class RunLengthMasks:
         return len(self.splits) - 1
 
     def __eq__(self, other: object) -> bool:
-        """Whether both hold the same masks (pixel for pixel), in the same order and on the same device."""
-        if not isinstance(other, RunLengthMasks) or self.size != other.size or len(self) != len(other):
-            return NotImplemented if not isinstance(other, RunLengthMasks) else False
-        return self.to_counts() == other.to_counts()
+        """Whether both hold the same masks, pixel for pixel and in the same order, however their runs are cut; the device does not count."""
+        if not isinstance(other, RunLengthMasks):
+            return NotImplemented
+        if self.size != other.size or len(self) != len(other):
+            return False
+        mine, theirs = self._joined(), other._joined()
+        return torch.equal(mine.splits.cpu(), theirs.splits.cpu()) and torch.equal(mine.ends.cpu(), theirs.ends.cpu())
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -148,13 +188,13 @@ class RunLengthMasks:
         return RunLengthMasks(self.ends.to(device, non_blocking=True), self.splits.to(device, non_blocking=True), self.size)
 
     def select(self, index: Tensor) -> "RunLengthMasks":
-        """The masks at `index` (integers, any order, repeats allowed)."""
-        lengths = (self.splits[1:] - self.splits[:-1])[index]
-        splits = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        owner = torch.repeat_interleave(torch.arange(len(lengths), device=index.device), lengths)
-        position = torch.arange(len(owner), device=index.device) - splits[owner] + self.splits[index][owner]
-        shift = (owner - index[owner]) * (self.size[0] * self.size[1])
-        return RunLengthMasks(self.ends[position] + shift, splits, self.size)
+        """The masks at `index`: [K] int64 from 0 to N - 1, any order, repeats allowed."""
+        lengths = self.splits.diff()[index]
+        splits = _splits(lengths)
+        owner = _owners(lengths)
+        position = torch.arange(len(owner), device=owner.device) + (self.splits[index] - splits[:-1])[owner]
+        shift = (torch.arange(len(index), device=owner.device) - index) * self._pixels
+        return RunLengthMasks(self.ends[position] + shift[owner], splits, self.size)
 
     # --- asking -------------------------------------------------------------------------------------------------------------------------
 
@@ -166,26 +206,36 @@ class RunLengthMasks:
             index: [K] the masks asked, repeats allowed; None asks all N in order.
 
         Returns:
-            bool [K, P] (K = N without `index`): whether the pixel that contains the point belongs to the mask; False outside the image.
+            bool [K, P] (K = N without `index`): whether the pixel that contains the point belongs to the mask; False outside the image (and at NaN).
+
+        Differs: the release samples resized masks bilinearly; here a label is the exact value of one pixel.
         """
         height, width = self.size
-        pixel = points_xy.floor().to(torch.int64)
-        x, y = pixel[..., 0], pixel[..., 1]
+        x, y = points_xy.unbind(-1)
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        position = torch.where(inside, x * height + y, 0)
+        position = torch.where(inside, x.to(torch.int64) * height + y.to(torch.int64), 0)
+        if position.dim() == 1 and index is None and len(self.ends) < len(self) * len(position):
+            return self._sample_shared(position) & inside
         asked = torch.arange(len(self), device=position.device) if index is None else index
-        keys = position + asked[:, None] * (height * width)
-        run = torch.searchsorted(self.ends, keys, right=True)
+        run = torch.searchsorted(self.ends, position + asked[:, None] * self._pixels, right=True)
         return ((run - self.splits[asked, None]) % 2 == 1) & inside
 
-    def _intervals(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs of ones as (mask, first position, end position) in column-major positions of the mask; empty runs included."""
-        starts = torch.cat([self.ends.new_zeros(1), self.ends[:-1]]) if len(self.ends) else self.ends
-        owner = torch.repeat_interleave(torch.arange(len(self), device=self.ends.device), self.splits[1:] - self.splits[:-1])
-        ones = (torch.arange(len(self.ends), device=self.ends.device) - self.splits[owner]) % 2 == 1
-        owner = owner[ones]
-        shift = owner * (self.size[0] * self.size[1])
-        return owner, starts[ones] - shift, self.ends[ones] - shift
+    def _sample_shared(self, position: Tensor) -> Tensor:
+        """[N, P] values at the same column-major positions [P] of all masks.
+
+        Turned round, which is cheaper when the runs are fewer than the look-ups: every run's end is searched among the sorted positions, where it
+        flips the label of all that follow.
+        """
+        ordered, order = position.sort()
+        owner = _owners(self.splits.diff())
+        rank = torch.searchsorted(ordered, self.ends - owner * self._pixels)  # the first position at or beyond the end of the run
+        row = len(position) + 1  # the last column takes the ends beyond all positions
+        flips = torch.zeros(len(self) * row, dtype=torch.int32, device=rank.device)
+        flips.index_add_(0, owner * row + rank, torch.ones_like(rank, dtype=torch.int32))
+        labels = flips.view(-1, row).cumsum(1, dtype=torch.int32) % 2 == 1
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        return labels.index_select(1, inverse)
 
     def area(self) -> Tensor:
         """Pixels of each mask, int64 [N]."""
@@ -193,7 +243,7 @@ class RunLengthMasks:
         return torch.zeros(len(self), dtype=torch.int64, device=self.ends.device).index_add_(0, owner, ends - starts)
 
     def boxes_xyxy(self) -> Tensor:
-        """Tight boxes, int64 [N, 4] (x0, y0, x1, y1), x1 and y1 exclusive; zeros for an empty mask."""
+        """Tight boxes, int64 [N, 4] (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask."""
         return self.visible((0.0, 0.0, float(self.size[1]), float(self.size[0])))[1]
 
     def visible(self, window_xyxy: tuple[float, float, float, float]) -> tuple[Tensor, Tensor]:
@@ -206,156 +256,229 @@ class RunLengthMasks:
             area int64 [N] and boxes int64 [N, 4] in source pixels (exclusive; zeros where nothing is visible).
         """
         height, width = self.size
-        x0, y0, x1, y1 = (int(np.ceil(value - 0.5)) for value in window_xyxy)
-        x0, x1 = max(x0, 0), min(x1, width)
-        y0, y1 = max(y0, 0), min(y1, height)
-        empty = torch.zeros(len(self), dtype=torch.int64, device=self.ends.device)
-        if x0 >= x1 or y0 >= y1 or len(self) == 0:
-            return empty, empty[:, None].repeat(1, 4)
+        limits = (width, height, width, height)
+        x0, y0, x1, y1 = (min(max(int(np.ceil(value - 0.5)), 0), limit) for value, limit in zip(window_xyxy, limits, strict=True))
+        area = torch.zeros(len(self), dtype=torch.int64, device=self.ends.device)
+        boxes = torch.zeros(len(self), 4, dtype=torch.int64, device=self.ends.device)
+        if x0 >= x1 or y0 >= y1:
+            return area, boxes
         owner, starts, ends = self._intervals()
-        starts, ends = starts.clamp(min=x0 * height), ends.clamp(max=x1 * height)
-        kept = starts < ends
-        owner, starts, ends = owner[kept], starts[kept], ends[kept]
-        # Within the window's columns: count rows below y of all columns before a position, so that an interval's visible pixels are a difference.
-        rows = y1 - y0
-        first, last = _rows_before(starts, height, y0, y1), _rows_before(ends, height, y0, y1)
-        area = empty.index_add(0, owner, last - first)
+        shift = owner * self._pixels
+        first = _rows_before((starts - shift).clamp(x0 * height, x1 * height), height, y0, y1)
+        last = _rows_before((ends - shift).clamp(x0 * height, x1 * height), height, y0, y1)
+        area.index_add_(0, owner, last - first)
         shown = last > first
-        owner, first, last = owner[shown], first[shown], last[shown]
-        # `first` and `last` are column-major positions in a strip of `rows` rows: columns and rows of the visible part follow from them.
-        column0, column1 = first // rows, (last - 1) // rows
-        row0, row1 = first % rows, (last - 1) % rows
-        spans = column1 > column0  # reaches over a column's border: touches the bottom row, then the top row
-        row0, row1 = torch.where(spans, 0, row0), torch.where(spans, rows - 1, row1)
-        lowest = torch.full((len(self), 2), torch.iinfo(torch.int64).max, device=owner.device)
-        highest = torch.full((len(self), 2), -1, dtype=torch.int64, device=owner.device)
-        index = owner[:, None].expand(-1, 2)
-        lowest = lowest.scatter_reduce(0, index, torch.stack([column0, row0 + y0], 1), "amin")
-        highest = highest.scatter_reduce(0, index, torch.stack([column1, row1 + y0], 1), "amax")
-        boxes = torch.cat([lowest, highest + 1], dim=1)
-        return area, torch.where((area > 0)[:, None], boxes, 0)
+        owner, first, last = owner[shown], first[shown], last[shown] - 1
+        # `first` and `last` (inclusive now) are column-major positions in the strip of rows y0 to y1: columns and rows follow from them.
+        rows = y1 - y0
+        left, right = first // rows, last // rows
+        several = right > left  # reaches over a column's border: touches the strip's bottom row, then its top row
+        top, bottom = torch.where(several, 0, first % rows), torch.where(several, rows - 1, last % rows)
+        for side, (value, reduce) in enumerate([(left, "amin"), (top + y0, "amin"), (right + 1, "amax"), (bottom + y0 + 1, "amax")]):
+            boxes[:, side] = boxes[:, side].scatter_reduce(0, owner, value, reduce, include_self=False)
+        return area, boxes
 
     def intersection(self, other: "RunLengthMasks") -> Tensor:
-        """Pixels that mask i of self and mask j of other share, int64 [N, M]. Both must be of one size and on one device."""
-        # Prefix area of every mask of `other` at every run border of self: the shared pixels of a run are a difference of two prefixes.
-        owner, starts, ends = self._intervals()
-        counts = torch.stack([other._prefix_area(ends) - other._prefix_area(starts)])[0] if len(other) else ends.new_zeros(0, len(ends))
-        shared = torch.zeros(len(self), len(other), dtype=torch.int64, device=self.ends.device)
-        return shared.index_add_(0, owner, counts.T)
+        """Pixels that mask i of self and mask j of other share, int64 [N, M]. Both must be of one size and on one device.
 
-    def _prefix_area(self, positions: Tensor) -> Tensor:
-        """[N, P] int64: pixels of each mask before each column-major position."""
-        pixels = self.size[0] * self.size[1]
-        lengths = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
-        owner = torch.repeat_interleave(torch.arange(len(self), device=self.ends.device), self.splits[1:] - self.splits[:-1])
-        ones = (torch.arange(len(self.ends), device=self.ends.device) - self.splits[owner]) % 2 == 1
-        total = torch.cat([lengths.new_zeros(1), (lengths * ones).cumsum(0)])
-        keys = positions + torch.arange(len(self), device=positions.device)[:, None] * pixels
-        run = torch.searchsorted(self.ends, keys, right=True).clamp(max=len(self.ends) - 1)
-        before = torch.where(run > 0, self.ends[(run - 1).clamp(min=0)], 0)
-        partial = torch.where(ones[run], keys - before, 0)
-        return total[run] + partial - total[self.splits[:-1]][:, None]
+        A pair whose boxes meet takes the intervals of mask i in the columns of j's box; the pixels of j in an interval are the difference of j's
+        area before its end and before its start, two binary searches. Raises DataError when the sizes differ.
+        """
+        if self.size != other.size:
+            raise DataError("masks of different sizes have no intersection", seen=other.size, allowed=self.size)
+        if len(other.ends) < len(self.ends):
+            return other.intersection(self).T
+        _, starts, ends = self._intervals()
+        boxes = other.boxes_xyxy()
+        mine, theirs = _overlapping(self.boxes_xyxy(), boxes).unbind(1)
+        begin = torch.searchsorted(ends, mine * self._pixels + boxes[theirs, 0] * self.size[0], right=True)
+        stop = torch.searchsorted(starts, mine * self._pixels + boxes[theirs, 2] * self.size[0])
+        area_before = _AreaBefore(other)
+        shared = torch.zeros(len(self) * len(other), dtype=torch.int64, device=self.ends.device)
+        chunk_sizes = torch.bincount((stop - begin).cumsum(0) // _PAIRED_INTERVALS).tolist()
+        for pairs in torch.arange(len(mine), device=mine.device).split(chunk_sizes):
+            lengths = (stop - begin)[pairs]
+            owner = _owners(lengths)
+            interval = torch.arange(len(owner), device=owner.device) + (begin[pairs] - _splits(lengths)[:-1])[owner]
+            shift = ((theirs - mine)[pairs] * self._pixels)[owner]  # from mask i's keys to mask j's
+            pixels = area_before(ends[interval] + shift) - area_before(starts[interval] + shift)
+            shared.index_add_(0, (mine * len(other) + theirs)[pairs][owner], pixels)
+        return shared.view(len(self), len(other))
 
     def iou(self, other: "RunLengthMasks") -> Tensor:
-        """Intersection over union, float64 [N, M]; 0 where both masks are empty."""
-        shared = self.intersection(other).double()
-        union = self.area().double()[:, None] + other.area().double() - shared
-        return torch.where(union > 0, shared / union.clamp(min=1), 0.0)
+        """Intersection over union, float64 [N, M] in [0, 1]; 0 where both masks are empty. Exact up to the division, as `pycocotools.mask.iou`."""
+        shared = self.intersection(other)
+        union = self.area()[:, None] + other.area() - shared
+        return shared.double() / union.clamp(min=1)
 
     # --- writing ------------------------------------------------------------------------------------------------------------------------
 
     def to_dense(self) -> Tensor:
-        """bool [N, h, w]."""
+        """bool [N, h, w] on the masks' device (made on the CPU: for pictures, tests and small images)."""
         height, width = self.size
-        owner, starts, ends = self._intervals()
-        steps = torch.zeros(len(self) * height * width + 1, dtype=torch.int8, device=self.ends.device)
-        shift = owner * (height * width)
-        kept = starts < ends
-        steps.index_add_(0, (starts + shift)[kept], torch.ones_like(starts[kept], dtype=torch.int8))
-        steps.index_add_(0, (ends + shift)[kept], -torch.ones_like(ends[kept], dtype=torch.int8))
-        dense = steps[:-1].cumsum(0, dtype=torch.int8).bool()
-        return dense.reshape(len(self), width, height).transpose(1, 2).contiguous()
+        lengths = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
+        ones = (torch.arange(len(self.ends), device=self.ends.device) - self.splits[_owners(self.splits.diff())]) % 2 == 1
+        columns = np.repeat(ones.cpu().numpy(), lengths.cpu().numpy()).reshape(len(self), width, height)
+        return torch.from_numpy(np.ascontiguousarray(columns.transpose(0, 2, 1))).to(self.ends.device)
 
     def to_counts(self) -> list[bytes]:
-        """Compressed COCO counts of each mask, as pycocotools writes them (runs of no pixel are joined first)."""
-        return [_encode_counts(runs) for runs in self._canonical_runs()]
+        """Compressed COCO counts of each mask, byte for byte as `pycocotools.mask.encode` writes them (runs of no pixel are joined first)."""
+        joined = self._joined()
+        counts = torch.diff(joined.ends, prepend=joined.ends.new_zeros(1)).cpu().numpy()
+        characters, offsets = _encode_counts(counts, joined.splits.cpu().numpy())
+        text = characters.tobytes()
+        return [text[begin:stop] for begin, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """COCO RLE of each mask: ``{"size": [h, w], "counts": str}``."""
+        """COCO RLE of each mask, ready for JSON: ``{"size": [h, w], "counts": str}``."""
         return [{"size": list(self.size), "counts": counts.decode("ascii")} for counts in self.to_counts()]
 
-    def _canonical_runs(self) -> list[NDArray[np.int64]]:
-        owner, starts, ends = (tensor.cpu().numpy() for tensor in self._intervals())
+    # --- inside -------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _pixels(self) -> int:
+        return self.size[0] * self.size[1]
+
+    def _intervals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs of ones: mask, start key and end key of each, int64, in ascending order; runs of no pixel included."""
+        lengths = self.splits.diff() // 2
+        owner = _owners(lengths)
+        run = 2 * torch.arange(len(owner), device=owner.device) + (self.splits[:-1] - 2 * _splits(lengths)[:-1])[owner]
+        return owner, self.ends[run], self.ends[run + 1]
+
+    def _joined(self) -> "RunLengthMasks":
+        """The same masks with the fewest runs: none without pixels but a leading one, which makes equal masks equal tensors."""
+        owner, starts, ends = self._intervals()
         kept = starts < ends
         owner, starts, ends = owner[kept], starts[kept], ends[kept]
-        pixels, result = self.size[0] * self.size[1], []
-        first = np.searchsorted(owner, np.arange(len(self) + 1))
-        for begin, stop in zip(first[:-1], first[1:], strict=True):
-            s, e = starts[begin:stop], ends[begin:stop]
-            joined = np.flatnonzero(s[1:] == e[:-1])
-            s, e = np.delete(s, joined + 1), np.delete(e, joined)
-            borders = np.empty(2 * len(s) + 2, np.int64)
-            borders[0], borders[-1] = 0, pixels
-            borders[1:-1:2], borders[2:-1:2] = s, e
-            runs = np.diff(borders)
-            result.append(runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs)
-        return result
+        mark = owner.new_full((1,), -1)
+        touches = (starts == torch.cat([mark, ends])[:-1]) & (
+            owner == torch.cat([mark, owner])[:-1]
+        )  # the interval before, of the same mask
+        touched = torch.cat([touches, touches.new_zeros(1)])[1:]
+        owner = owner[~touches]
+        borders = torch.stack([starts[~touches], ends[~touched]], 1)
+        inner = borders < (owner[:, None] + 1) * self._pixels  # the end of the mask itself is added to all masks alike
+        borders, owner = borders[inner], owner[:, None].expand(-1, 2)[inner]
+        splits = _splits(torch.bincount(owner, minlength=len(self)) + 1)
+        joined = torch.empty(len(borders) + len(self), dtype=torch.int64, device=owner.device)
+        joined[torch.arange(len(borders), device=owner.device) + owner] = borders
+        joined[splits[1:] - 1] = torch.arange(1, len(self) + 1, device=owner.device) * self._pixels
+        return RunLengthMasks(joined, splits, self.size)
+
+
+class _AreaBefore:
+    """Pixels of all masks of a set before a key; the difference of two keys of one mask counts its pixels between them."""
+
+    def __init__(self, masks: RunLengthMasks) -> None:
+        _, self.starts, ends = masks._intervals()
+        self.ends = torch.cat([ends.new_zeros(1), ends])
+        self.sums = _splits(ends - self.starts)
+
+    def __call__(self, keys: Tensor) -> Tensor:
+        begun = torch.searchsorted(self.starts, keys)
+        return self.sums[begun] - (self.ends[begun] - keys).clamp(min=0)
+
+
+def _splits(lengths: Tensor) -> Tensor:
+    """[K + 1] int64 running sums of [K] lengths, from 0: where each of K ragged rows begins, and the total."""
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def _owners(lengths: Tensor) -> Tensor:
+    """The row of every element of ragged rows of these lengths."""
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+
+def _offsets(rows: Sequence[Any]) -> NDArray[np.int64]:
+    """[K + 1] where each of K rows begins when they are joined, and the total."""
+    return np.cumsum([0, *map(len, rows)], dtype=np.int64)
+
+
+def _true_positions(flags: Tensor) -> Tensor:
+    """[K] int64 indices where [P] bool flags are set, ascending. On the CPU numpy's search for rare flags is ten times faster than torch's."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flags.nonzero().flatten()
 
 
 def _rows_before(positions: Tensor, height: int, y0: int, y1: int) -> Tensor:
-    """Pixels with y0 <= y < y1 before a column-major position of a column of `height`."""
+    """Pixels with y0 <= y < y1 before a column-major position of columns of `height`."""
     return positions // height * (y1 - y0) + (positions % height).clamp(y0, y1) - y0
 
 
+def _overlapping(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
+    """[K, 2] pairs (i, j) of boxes [N, 4] and [M, 4] that share a pixel."""
+    low = torch.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
+    high = torch.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
+    return (low < high).all(-1).nonzero()
+
+
+def _heads(splits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The runs that are written as they are, not as differences: the first three of each mask, ascending."""
+    heads = splits[:-1, None] + np.arange(3)
+    return heads[heads < splits[1:, None]]
+
+
 def _decode_counts(characters: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Run lengths of all masks and the index of each mask's first run, from compressed characters."""
-    codes = characters.astype(np.int64) - 48
-    if len(codes) and (codes.min() < 0 or codes.max() > 63):
-        at = int(np.argmax((codes < 0) | (codes > 63)))
+    """Run lengths [R] of all masks and the index [N + 1] of each mask's first run, from compressed characters. Raises DataError."""
+    codes = characters - np.uint8(48)  # wraps, so that a smaller character is out of range too
+    last = np.flatnonzero(codes < 32)  # the last character of each value
+    lengths = np.diff(last, prepend=-1)
+    _check_codes(characters, codes, offsets, last, lengths)
+    values = (codes[last] ^ 16).astype(np.int64) - 16  # bit 4 of the last group is the sign
+    longer, back = np.flatnonzero(lengths > 1), 1
+    while len(longer):  # once per character of the longest value, from the high bits down
+        values[longer] = (values[longer] << 5) | (codes[last[longer] - back] & 31)
+        back += 1
+        longer = longer[lengths[longer] > back]
+    splits = np.searchsorted(last, offsets)
+    _undo_differences(values, splits)
+    return values, splits
+
+
+def _check_codes(
+    characters: NDArray[np.uint8], codes: NDArray[np.uint8], offsets: NDArray[np.int64], last: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> None:
+    if len(codes) and codes.max() > 63:
+        at = int(np.argmax(codes > 63))
         mask = int(np.searchsorted(offsets, at, side="right")) - 1
-        raise DataError(f"mask {mask} has a character that is no run-length code", seen=bytes(characters[at : at + 1]), allowed="'0' to 'o'")
-    closes = (codes & 32) == 0
-    cut = np.flatnonzero((np.diff(offsets) > 0) & ~closes[np.maximum(offsets[1:] - 1, 0)]) if len(codes) else np.zeros(0, np.int64)
+        raise DataError(
+            f"mask {mask} has a character that is no run-length code", seen=bytes(characters[at : at + 1]), allowed="'0' to 'o'"
+        )
+    filled = np.flatnonzero(np.diff(offsets))
+    cut = filled[codes[offsets[filled + 1] - 1] > 31]
     if len(cut):
-        raise DataError(f"the counts of mask {cut[0]} end inside a value", seen=bytes(characters[offsets[cut[0] + 1] - 1 :][:1]))
-    value_end = np.flatnonzero(closes)
-    value_start = np.concatenate([np.zeros(1, np.int64), value_end[:-1] + 1])[: len(value_end)]
-    group = np.arange(len(codes)) - np.repeat(value_start, value_end - value_start + 1)
-    if len(group) and group.max() > 11:
-        raise DataError("a run-length value has too many characters", seen=int(group.max()) + 1, allowed="at most 12")
-    values = np.add.reduceat((codes & 31) << (5 * group), value_start) if len(value_start) else np.zeros(0, np.int64)
-    negative = (codes[value_end] & 16) != 0
-    values -= np.where(negative, np.int64(1) << (5 * (value_end - value_start + 1)), 0)
-    splits = np.searchsorted(value_end, offsets, side="left")
-    return _undo_differences(values, splits), splits
+        end = int(offsets[cut[0] + 1])
+        raise DataError(
+            f"the counts of mask {cut[0]} end inside a value", seen=bytes(characters[end - 1 : end]), allowed="'0' to 'O' at the end"
+        )
+    if len(lengths) and lengths.max() > _LONGEST_VALUE:
+        at = int(np.argmax(lengths > _LONGEST_VALUE))
+        mask = int(np.searchsorted(offsets, last[at], side="right")) - 1
+        raise DataError(f"mask {mask} has a value of too many characters", seen=int(lengths[at]), allowed=f"at most {_LONGEST_VALUE}")
 
 
-def _undo_differences(values: NDArray[np.int64], splits: NDArray[np.int64]) -> NDArray[np.int64]:
-    """From the fourth value of a mask on, each is a difference to the value two before: prefix sums over every second value undo that."""
-    lengths = np.diff(splits)
-    index = np.arange(len(values)) - np.repeat(splits[:-1], lengths)
-    counts = values.copy()
+def _undo_differences(values: NDArray[np.int64], splits: NDArray[np.int64]) -> None:
+    """Turn differences to the value two before into the values, in place: running sums over every second one, restarted at each mask's heads."""
+    heads = _heads(splits)
     for parity in (0, 1):
-        chosen = np.flatnonzero((index % 2 == parity) & (index > 0))
-        if not len(chosen):
-            continue
-        sums = np.cumsum(values[chosen])
-        starts = np.flatnonzero((index[chosen] == 1) | (index[chosen] == 2))
-        before = np.concatenate([np.zeros(1, np.int64), sums])[starts]
-        counts[chosen] = sums - np.repeat(before, np.diff(np.concatenate([starts, [len(chosen)]])))
-    return counts
+        chain = values[parity::2]
+        starts = heads[heads % 2 == parity] // 2
+        before = np.append(0, np.cumsum(chain))[starts]  # what a running sum without restarts has gathered up to each head
+        chain[starts] -= np.diff(before, prepend=0)
+        np.cumsum(chain, out=chain)
 
 
-def _encode_counts(runs: NDArray[np.int64]) -> bytes:
-    """Compress run lengths as pycocotools does: differences to the value two before from the fourth on, 5-bit groups, low bits first."""
-    values = runs.copy()
-    values[3:] -= runs[1:-2]
-    # A group is the last when what remains is only sign: 0 with bit 4 clear, or -1 with bit 4 set.
-    shifts = np.arange(13) * 5
-    groups = (values[:, None] >> shifts) & 31
-    rest = values[:, None] >> (shifts + 5)
-    done = np.where(groups & 16, rest == -1, rest == 0)
-    last = done.argmax(axis=1)
-    used = np.arange(13) <= last[:, None]
-    more = np.arange(13) < last[:, None]
-    return bytes((groups + 32 * more + 48).astype(np.uint8)[used])
+def _encode_counts(counts: NDArray[np.int64], splits: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Characters [C] of all masks and the offset [N + 1] of each mask's first one: the inverse of `_decode_counts`."""
+    values = counts.copy()
+    values[2:] -= counts[:-2]
+    heads = _heads(splits)
+    values[heads] = counts[heads]
+    magnitude = values ^ (values >> 63)  # -1 - v for negative v: k groups hold it when it needs less than 5 k bits
+    longest = max(1, -(-(int(magnitude.max(initial=0)).bit_length() + 1) // 5))
+    groups = np.arange(longest)
+    lengths = 1 + (magnitude[:, None] >> (5 * groups[1:] - 1) > 0).sum(1)
+    codes = (values[:, None] >> (5 * groups) & 31) + 32 * (groups < lengths[:, None] - 1) + 48
+    return codes[groups < lengths[:, None]].astype(np.uint8), np.append(0, np.cumsum(lengths))[splits]

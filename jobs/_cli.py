@@ -1,0 +1,51 @@
+"""The command line that all jobs share: ``--config FILE``, dotted overrides, ``--help`` with every key, ``--dry-run``, and ``report.json``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from uniovseg import storage
+from uniovseg.config import ConfigT, fields, load, to_yaml
+from uniovseg.errors import ConfigError, UniOVSegError
+from uniovseg.storage import Location
+
+
+def key_help(config_type: type[Any]) -> str:
+    """Every key of a configuration with its type, default and description."""
+    return "keys (key=value):\n" + "\n".join(
+        f"  {field.key}  [{field.type}]  default: {field.default}\n      {field.description}" for field in fields(config_type)
+    )
+
+
+def run(config_type: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run `main` with the configuration, write its report; returns the exit code.
+
+    0: done. 1: the job failed for a reason that the message says. 2: the command line or the configuration is wrong.
+    """
+    module = sys.modules[main.__module__]
+    parser = argparse.ArgumentParser(description=module.__doc__, epilog=key_help(config_type), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="YAML file")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of single keys, for example optim.lr=3e-4")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load(config_type, arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            sys.stdout.write(to_yaml(config))
+            return 0
+        report = main(config)
+        output = getattr(config, "output", None)
+        if output is not None:
+            storage.write_bytes(Location.of(output) / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+            Console().print(f"report: {output}/report.json", soft_wrap=True)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except UniOVSegError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0

@@ -1,0 +1,151 @@
+"""Image-mask shard sets: Parquet files and the manifest that says which of them count.
+
+Readers trust only the manifest, which is written last; a folder without one is not a shard set. JPEG bytes and run lengths are stored as they came.
+Row groups are small, so that the plan of samples can shuffle them and a rank reads little that it does not need.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, ValidationError
+
+from uniovseg import storage
+from uniovseg.config import Config
+from uniovseg.errors import DataError
+from uniovseg.records import ImageMasks, Rejected
+from uniovseg.storage import Location
+
+MANIFEST = "manifest.json"
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("offset", pa.int64()),
+        ("image", pa.large_binary()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("counts", pa.list_(pa.binary())),
+        ("predicted_iou", pa.list_(pa.float32())),
+        ("stability_score", pa.list_(pa.float32())),
+    ]
+)
+REJECTS_SCHEMA = pa.schema([("key", pa.string()), ("source", pa.string()), ("offset", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+class ShardInfo(Config):
+    """One Parquet file of a shard set."""
+
+    name: str = Field(..., description="path below the shard set")
+    rows: tuple[int, ...] = Field(..., description="rows of each row group")
+    bytes: int = Field(..., ge=0, description="size of the file")
+
+
+class Manifest(Config):
+    """What a shard set holds."""
+
+    format: int = Field(1, description="version of the layout")
+    shards: tuple[ShardInfo, ...] = Field(..., description="the files, in order")
+    samples: int = Field(..., ge=0, description="rows in all files")
+    masks: int = Field(..., ge=0, description="masks in all rows")
+    sources: tuple[str, ...] = Field(..., description="what was ingested")
+    rejects: dict[str, int] = Field(..., description="rejected samples by reason")
+    rejects_file: str | None = Field(None, description="Parquet file of the rejected samples, below the shard set")
+
+
+def to_table(records: Sequence[ImageMasks], sources: Sequence[str], offsets: Sequence[int]) -> pa.Table:
+    """Records as an Arrow table of `SCHEMA`, with the file and the offset that each came from."""
+    columns = {
+        "key": [record.key for record in records],
+        "source": list(sources),
+        "offset": list(offsets),
+        "image": [record.image for record in records],
+        "height": [record.height for record in records],
+        "width": [record.width for record in records],
+        "counts": [record.counts for record in records],
+        "predicted_iou": [record.predicted_iou for record in records],
+        "stability_score": [record.stability_score for record in records],
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def to_record(table: pa.Table, row: int) -> ImageMasks:
+    """One row of a table of `SCHEMA`."""
+    cells = {name: table.column(name)[row].as_py() for name in SCHEMA.names if name not in ("source", "offset")}
+    lists = {name: tuple(cells[name]) for name in ("counts", "predicted_iou", "stability_score")}
+    return ImageMasks(**(cells | lists))
+
+
+def rejects_table(rejects: Sequence[Rejected]) -> pa.Table:
+    """Rejected samples as an Arrow table of `REJECTS_SCHEMA`."""
+    return pa.Table.from_pylist([{name: getattr(item, name) for name in REJECTS_SCHEMA.names} for item in rejects], schema=REJECTS_SCHEMA)
+
+
+class GroupRef(NamedTuple):
+    """A row group: index of its shard in the manifest, index in the file, rows."""
+
+    shard: int
+    group: int
+    rows: int
+
+
+class ShardSet:
+    """A shard set as its manifest describes it; picklable, opens files when asked.
+
+    Args:
+        uri: the folder with the manifest.
+
+    Raises:
+        DataError: there is no manifest, or it cannot be understood.
+    """
+
+    def __init__(self, uri: str | Path | Location) -> None:
+        self.location = Location.of(uri)
+        if not storage.exists(self.location / MANIFEST):
+            raise DataError("not a shard set: no manifest", seen=self.location.uri, allowed=f"a folder with {MANIFEST}", fix="make one with jobs/ingest.py")
+        try:
+            self.manifest = Manifest.model_validate_json(storage.read_bytes(self.location / MANIFEST))
+        except ValidationError as error:
+            raise DataError("the manifest cannot be understood", seen=self.location.uri, fix=str(error.errors()[0]["msg"])) from error
+        self.groups = tuple(
+            GroupRef(shard, group, rows) for shard, info in enumerate(self.manifest.shards) for group, rows in enumerate(info.rows)
+        )
+
+    def read_group(self, index: int) -> pa.Table:
+        """The rows of row group `index` (into `groups`) as an Arrow table of `SCHEMA`."""
+        ref = self.groups[index]
+        location = self.location / self.manifest.shards[ref.shard].name
+
+        def read() -> pa.Table:
+            filesystem, path = location.filesystem()
+            with filesystem.open_input_file(path) as file:
+                return pq.ParquetFile(file, pre_buffer=True).read_row_group(ref.group)
+
+        return storage.with_retries(read, f"reading {location.uri}")
+
+    def records(self, limit: int | None = None) -> Iterator[ImageMasks]:
+        """The first `limit` records (None: all) in the manifest's order."""
+        left = self.manifest.samples if limit is None else limit
+        for index, ref in enumerate(self.groups):
+            if left <= 0:
+                return
+            table = self.read_group(index)
+            for row in range(min(ref.rows, left)):
+                yield to_record(table, row)
+            left -= ref.rows
+
+    def rejects(self) -> pa.Table:
+        """The rejected samples, an Arrow table of `REJECTS_SCHEMA`."""
+        if self.manifest.rejects_file is None:
+            return rejects_table([])
+        filesystem, path = (self.location / self.manifest.rejects_file).filesystem()
+        return pq.read_table(path, filesystem=filesystem)
+
+
+def masks_of(table: pa.Table) -> int:
+    """Number of masks in a table of `SCHEMA`."""
+    return int(np.sum([len(chunk.flatten()) for chunk in table.column("counts").chunks]))

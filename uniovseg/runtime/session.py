@@ -1,0 +1,34 @@
+"""One way to a Ray cluster: the one that RAY_ADDRESS names (as in a submitted job), else one on this machine."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+
+@contextmanager
+def ray_session(cpus: int) -> Iterator[None]:
+    """Connect to Ray; a cluster that was started here ends with the block.
+
+    Args:
+        cpus: CPUs that a local cluster offers at least. They are names for slots: more than the cores there are is fine, and needed where Train workers
+            would leave none for Ray Data, which then waits for ever.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+    else:
+        memory = 512 * 1024**2
+        ray.init(num_cpus=max(cpus, os.cpu_count() or 1), object_store_memory=memory, logging_level=logging.WARNING, include_dashboard=True)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
