@@ -1,6 +1,9 @@
 """Write the shapes world: image-mask tars, image-text pairs, a labelled evaluation set."""
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jobs import _cli
 from uniovseg.data.shapes_sets import ShapesConfig, write_shapes

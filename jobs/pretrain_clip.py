@@ -1,6 +1,9 @@
 """Train the CLIP of the shapes world on scenes with captions."""
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jobs import _cli
 from uniovseg.pretraining import PretrainConfig, pretrain

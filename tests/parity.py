@@ -1,6 +1,7 @@
 """Parity with the released mask branch: ``python -m tests.parity CASE.npz`` prints the differences as one JSON line.
 
-A case stands alone: its `seed` makes the weights (by the rule below, from names and shapes) and the features, its `size` is the image's side.
+A case stands alone: its `seed` makes the weights (by the rule below, from names and shapes) and the features; its `size` is the side of the
+image in pixels.
 """
 
 import json

@@ -98,13 +98,16 @@ def _parse_value(text: str, raw: str) -> Any:
     return value
 
 
-def load(config_type: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
+def load(
+    config_type: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = (), ignore: frozenset[str] = frozenset()
+) -> ConfigT:
     """Read a configuration from a YAML file and dotted overrides.
 
     Args:
         config_type: the class of the whole tree.
         path: the YAML file; None starts from the defaults.
         overrides: ``key.key=value`` texts, applied in order over the file.
+        ignore: top-level keys of the file that another reader of it uses.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong. The message is one line: the key, what was seen, what is
@@ -120,7 +123,8 @@ def load(config_type: type[ConfigT], path: str | Path | None = None, overrides: 
             raise ConfigError("the configuration file is not YAML", seen=path, fix=" ".join(str(error).split())) from error
         if not isinstance(values, dict):
             raise ConfigError("the configuration file is not a mapping", seen=type(values).__name__, allowed="key: value lines", fix=str(path))
-    return validate(config_type, merge(values, parse_overrides(overrides)))
+    own = {key: value for key, value in values.items() if key not in ignore}
+    return validate(config_type, merge(own, parse_overrides(overrides)))
 
 
 def validate(config_type: type[ConfigT], values: dict[str, Any]) -> ConfigT:
@@ -137,7 +141,7 @@ def _problem(config_type: type[Config], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         known = [field.key for field in fields(config_type)]
         names = sorted({name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]} | _children(known, key.rpartition(".")[0]))
-        return f"unknown key {key!r}; seen: {item['input']!r}; allowed here: {', '.join(names)}{nearest(key, [*known, *names]) or nearest(key.rpartition('.')[2], names)}"
+        return f"unknown key {key!r}; seen: {item['input']!r}; allowed here: {', '.join(names)}{nearest(key.rpartition('.')[2], names) or nearest(key, known)}"
     if item["type"] == "missing":
         return f"{key} is missing; it has no default"
     return f"{key}: {item['msg'].removeprefix('Value error, ')}; seen: {item['input']!r}"

@@ -40,5 +40,9 @@ class StorageError(UniOVSegError):
     """A path or URI that cannot be read or written."""
 
 
+class MissingFileError(StorageError):
+    """A file that is not there."""
+
+
 class TrainingError(UniOVSegError):
     """A training run that must stop: a loss that is not finite, an impossible plan."""

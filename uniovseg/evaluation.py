@@ -15,10 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from uniovseg.config import Config
+from uniovseg.data.images import decode_image
 from uniovseg.methods.mask_generation import EmbeddedImage, MaskGeneration
 from uniovseg.ops.points import grid_points
 from uniovseg.ops.run_length import RunLengthMasks
-from uniovseg.postprocess import resize_logits
+from uniovseg.postprocess import PIXELS_AT_ONCE, resize_logits, valid_cells
+from uniovseg.records import ImageMasks
 
 
 class PromptableConfig(Config):
@@ -26,6 +28,9 @@ class PromptableConfig(Config):
 
     points_per_side: int = Field(20, ge=1, le=64, description="grid of the 1-point IoU, points a side")
     prompts_per_call: int = Field(100, ge=1, description="prompts decoded together")
+    shortlist: int = Field(
+        8, ge=0, description="1-point IoU: how many masks, best by IoU at a quarter of the canvas, are compared at full resolution; 0: all"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,13 @@ class LabelledImage:
     key: str
     image: NDArray[np.uint8]
     masks: RunLengthMasks
+
+
+def labelled(records: Iterable[ImageMasks]) -> Iterator[LabelledImage]:
+    """Image-mask records as images with ground truth. Raises DataError for an image or a mask that cannot be read."""
+    for record in records:
+        masks = RunLengthMasks.from_counts(record.counts, (record.height, record.width))
+        yield LabelledImage(key=record.key, image=decode_image(record.image), masks=masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,43 +91,50 @@ def evaluate_image(method: MaskGeneration, sample: LabelledImage, config: Prompt
     if len(masks) == 0:
         return PromptableScores(*(torch.zeros(0, dtype=torch.float64) for _ in range(3)))
     embedded = method.embed(sample.image)
-    device = method.device
     boxes = masks.boxes_xyxy()
-    truth = masks.to(device).to_dense().flatten(1).float()
-    area = truth.sum(1)
-
-    best = torch.zeros(len(masks), device=device)
-    height, width = masks.size
-    valid = torch.tensor([0.0, 0.0, float(width), float(height)])
-    points = grid_points(config.points_per_side, valid).to(device)
-    for chunk in points.split(config.prompts_per_call):
-        logits, _ = method.decode_points(embedded, chunk)
-        for few in logits.flatten(0, 1).split(64):
-            best = torch.maximum(best, _iou(_binarise(embedded, few), truth, area).amax(0))
-    box_iou = torch.cat(
-        [
-            _iou(_binarise(embedded, method.decode_boxes(embedded, chunk)[0].flatten(0, 1)), truth[rows], area[rows]).diagonal()
-            for rows, chunk in zip(
-                torch.arange(len(masks), device=device).split(config.prompts_per_call),
-                boxes.to(device).float().split(config.prompts_per_call),
-                strict=True,
-            )
-        ]
-    )
     sides = boxes[:, 2:] - boxes[:, :2]
     fill = masks.area() / (sides[:, 0] * sides[:, 1])
-    return PromptableScores(best.double().cpu(), box_iou.double().cpu(), fill.double().cpu())
+    truth = masks.to(method.device)
+    box_parts = [method.embed_boxes(embedded, chunk).embeddings[:, 0] for chunk in boxes.to(method.device).float().split(config.prompts_per_call)]
+    box_iou = _paired_iou(method, embedded, torch.cat(box_parts), truth)
+    return PromptableScores(_best_point_iou(method, embedded, truth, config).cpu(), box_iou.cpu(), fill.double())
 
 
-def _binarise(embedded: EmbeddedImage, logits: Tensor) -> Tensor:
-    """Masks [k, H*W] float32 in {0, 1} at source resolution from [k, h, w] logits over the view."""
-    return (resize_logits(logits, embedded.view, embedded.size) > 0).flatten(1).float()
+def _best_point_iou(method: MaskGeneration, embedded: EmbeddedImage, truth: RunLengthMasks, config: PromptableConfig) -> Tensor:
+    """[n] best IoU of each ground-truth mask over the masks of all grid points."""
+    height, width = embedded.size
+    points = grid_points(config.points_per_side, torch.tensor([0.0, 0.0, width, height])).to(method.device)
+    embeddings = torch.cat([method.embed_points(embedded, chunk).embeddings.flatten(0, 1) for chunk in points.split(config.prompts_per_call)])
+    if 0 < config.shortlist < len(embeddings):
+        coarse = torch.cat([_coarse_iou(method, embedded, part, truth) for part in embeddings.split(400)])
+        picked = coarse.topk(config.shortlist, dim=0).indices  # [shortlist, n]
+        each = [_paired_iou(method, embedded, embeddings[row], truth) for row in picked]
+        return torch.stack(each).amax(0)
+    each = [_paired_iou(method, embedded, one.expand(len(truth), -1), truth) for one in embeddings]
+    return torch.stack(each).amax(0)
 
 
-def _iou(predicted: Tensor, truth: Tensor, area: Tensor) -> Tensor:
-    """[k, n] IoU of binary float masks [k, HW] and [n, HW] with areas [n]; exact, as counts stay below 2^24."""
-    intersection = predicted @ truth.T
-    return intersection / (predicted.sum(1, keepdim=True) + area - intersection).clamp(min=1)
+def _coarse_iou(method: MaskGeneration, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks) -> Tensor:
+    """[k, n] IoU on the grid of the logits, over the part of the canvas that shows image."""
+    logits = method.mask_logits(embedded, embeddings)
+    height, width = logits.shape[-2:]
+    inside = valid_cells(embedded.view, (height, width), logits.device).flatten()
+    predicted = ((logits.flatten(1) > 0) & inside).float()
+    labels = truth.sample(embedded.view.cell_centres(height, width, logits.device)).float()
+    shared = predicted @ labels.T
+    return shared / (predicted.sum(1, keepdim=True) + labels.sum(1) - shared).clamp(min=1)
+
+
+def _paired_iou(method: MaskGeneration, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks) -> Tensor:
+    """[n] float64 IoU, at source resolution, of the mask of each of n embeddings [n, C] with its own ground truth."""
+    ious = []
+    step = max(1, PIXELS_AT_ONCE // (embedded.size[0] * embedded.size[1]))
+    for rows in torch.arange(len(truth), device=embeddings.device).split(step):
+        predicted = resize_logits(method.mask_logits(embedded, embeddings[rows]), embedded.view, embedded.size) > 0
+        labels = truth.select(rows).to_dense()
+        shared = (predicted & labels).flatten(1).sum(1)
+        ious.append(shared.double() / (predicted | labels).flatten(1).sum(1).clamp(min=1))
+    return torch.cat(ious)
 
 
 def evaluate_promptable(method: MaskGeneration, samples: Iterable[LabelledImage], config: PromptableConfig) -> Iterator[PromptableScores]:

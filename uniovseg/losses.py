@@ -24,7 +24,8 @@ class LossConfig(Config):
     oversample: float = Field(3.0, ge=1, description="uniform candidates for each point chosen by uncertainty")
     importance: float = Field(0.75, ge=0, le=1, description="share of the points chosen by uncertainty")
     iou_target: Literal["soft_dice_last", "hard_iou_per_layer"] = Field(
-        "soft_dice_last", description="what predicted IoU learns for points: the last layer's soft dice (author), or each layer's own IoU"
+        "soft_dice_last",
+        description="what predicted IoU learns: soft dice (author: the last layer's for points, each layer's for boxes), or each layer's own IoU",
     )
 
     def weigh(self, losses: dict[str, Tensor]) -> Tensor:
@@ -41,7 +42,11 @@ def mask_generation_losses(
     generators: Sequence[torch.Generator],
     normaliser: float,
 ) -> dict[str, Tensor]:
-    """Losses of matched predictions, summed over layers. Unmatched predictions get no gradient.
+    """Losses of matched predictions, summed over layers (method: 2.1). Unmatched predictions get no gradient.
+
+    Each layer and pair is compared at its own points: most where that layer's mask is uncertain, the rest uniform (`uncertain_points`).
+    loss_mask is the mean binary cross-entropy over the points, loss_dice is 1 - dice, loss_iou is smooth L1 (beta 1) of predicted IoU and
+    its target.
 
     Args:
         config: weights and sampling.
@@ -53,20 +58,32 @@ def mask_generation_losses(
 
     Returns:
         ``loss_mask``, ``loss_dice``, ``loss_iou``: scalars, unweighted; zeros that stay connected to the outputs when there are no pairs.
+
+    Differs: the author's files sample labels bilinearly in masks resized to the view; here a label is the mask's value at the source pixel
+    under the point.
     """
-    total = {name: sum((layer[0].sum() + layer[1].sum() for layer in outputs), torch.zeros(())) * 0.0 for name in ("loss_mask", "loss_dice", "loss_iou")}
-    for b, (match, truth, view, generator) in enumerate(zip(matches, masks, views, generators, strict=True)):
-        if len(match) == 0:
-            continue
-        logits = torch.stack([layer[0][b].flatten(0, 1)[match.predictions] for layer in outputs]).float()  # [L, K, h, w]
-        ious = torch.stack([layer[1][b].flatten()[match.predictions] for layer in outputs]).float()  # [L, K]
-        predicted, labels = _at_points(config, logits, match, truth, view, generator)
-        bce = F.binary_cross_entropy_with_logits(predicted, labels, reduction="none").mean(-1)
-        total["loss_mask"] = total["loss_mask"] + bce.sum() / normaliser
-        total["loss_dice"] = total["loss_dice"] + (1 - soft_dice(predicted.sigmoid(), labels)).sum() / normaliser
-        target = _iou_targets(config, logits.detach(), match, truth, view)
-        total["loss_iou"] = total["loss_iou"] + F.smooth_l1_loss(ious, target.expand_as(ious), reduction="sum") / normaliser
-    return total
+    counts = [len(match) for match in matches]
+    if sum(counts) == 0:  # every parameter still takes part, so that DistributedDataParallel does not wait for gradients that never come
+        zero = 0.0 * torch.stack([logits.sum() + ious.sum() for logits, ious in outputs]).float().sum()
+        return {"loss_mask": zero, "loss_dice": zero, "loss_iou": zero}
+    # One gather a layer for the whole batch: its backward fills a tensor as large as the layer, once and not once an image.
+    per_image = outputs[0][1][0].numel()
+    rows = torch.cat([match.predictions + b * per_image for b, match in enumerate(matches)])
+    logits = torch.stack([layer[0].flatten(0, 2)[rows] for layer in outputs], dim=1).float()  # [K, L, h, w]
+    ious = torch.stack([layer[1].flatten()[rows] for layer in outputs], dim=1).float()  # [K, L]
+    predicted, labels, targets = [], [], []
+    for part, match, truth, view, generator in zip(torch.split(logits, counts), matches, masks, views, generators, strict=True):
+        if len(match):
+            at_points, truth_at_points = _at_points(config, part, match, truth, view, generator)
+            predicted.append(at_points)
+            labels.append(truth_at_points)
+            targets.append(_iou_targets(config, part.detach(), match, truth, view))
+    x, t = torch.cat(predicted), torch.cat(labels).float()  # [K, L, P]
+    return {
+        "loss_mask": F.binary_cross_entropy_with_logits(x, t, reduction="sum") / (config.num_points * normaliser),
+        "loss_dice": (1 - soft_dice(x.sigmoid(), t)).sum() / normaliser,
+        "loss_iou": F.smooth_l1_loss(ious, torch.cat(targets), reduction="sum") / normaliser,
+    }
 
 
 def soft_dice(probs: Tensor, labels: Tensor) -> Tensor:
@@ -77,26 +94,29 @@ def soft_dice(probs: Tensor, labels: Tensor) -> Tensor:
 def _at_points(
     config: LossConfig, logits: Tensor, match: Matches, truth: RunLengthMasks, view: View, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Logits and labels [L, K, P] at points drawn for every layer and pair; labels are looked up in the run lengths in one search."""
-    layers, pairs = logits.shape[:2]
+    """Logits (float) and labels (bool), [K, L, P], of one image at the points of each pair and layer; one search for all labels."""
+    pairs, layers = logits.shape[:2]
     flat = logits.flatten(0, 1)
     points = uncertain_points(flat, config.num_points, config.oversample, config.importance, generator)
-    predicted = point_sample(flat, points)
     size = points.new_tensor([view.size[1], view.size[0]])
-    labels = truth.sample(view.to_source(points * size), match.masks.repeat(layers)).float()
-    return predicted.unflatten(0, (layers, pairs)), labels.unflatten(0, (layers, pairs))
+    labels = truth.sample(view.to_source(points * size), match.masks.repeat_interleave(layers))
+    return point_sample(flat, points).view(pairs, layers, -1), labels.view(pairs, layers, -1)
 
 
 @torch.no_grad()
 def _iou_targets(config: LossConfig, logits: Tensor, match: Matches, truth: RunLengthMasks, view: View) -> Tensor:
-    """What the predicted IoU of each layer and pair should be: [1 or L, K]."""
+    """What the predicted IoU of each pair and layer of an image should be: [K, L]."""
+    pairs, layers, height, width = logits.shape
     if match.dice is not None and config.iou_target == "soft_dice_last":
-        return match.dice[None]
-    height, width = logits.shape[-2:]
+        return match.dice[:, None].expand(pairs, layers)
     labels = truth.sample(view.cell_centres(height, width, logits.device))[match.masks].float()  # [K, h * w]
-    flat = logits.flatten(2)
-    if match.dice is None:  # box prompts: each layer's own soft dice (author)
-        return soft_dice(flat.sigmoid(), labels)
-    binary = (flat > 0).float()
+    score = soft_dice if config.iou_target == "soft_dice_last" else _hard_iou
+    # A layer at a time: the intermediate values of all layers together would take several times the memory of the logits.
+    return torch.stack([score(layer.flatten(1).sigmoid(), labels) for layer in logits.unbind(1)], dim=1)
+
+
+def _hard_iou(probs: Tensor, labels: Tensor) -> Tensor:
+    """Intersection over union of ``probs > 0.5`` and labels over the last dimension; 0 where both are empty."""
+    binary = (probs > 0.5).float()
     shared = (binary * labels).sum(-1)
     return shared / (binary.sum(-1) + labels.sum(-1) - shared).clamp(min=1)

@@ -17,7 +17,8 @@ PIXELS_AT_ONCE = 16_000_000
 class ProposalConfig(Config):
     """Which of a grid's masks are kept.
 
-    Differs: the release cuts at 0.65 after a second sigmoid, which is 0.619 on the predicted IoU; we cut there, on the predicted IoU itself.
+    Differs: the release cuts at 0.65 after a second sigmoid, which is ln(0.65 / 0.35) = 0.619 on the predicted IoU; we cut there, on the
+    predicted IoU itself.
     """
 
     min_predicted_iou: float = Field(0.619, ge=0, le=1, description="masks of a lower predicted IoU are dropped")
@@ -28,9 +29,7 @@ class ProposalConfig(Config):
     max_proposals: int = Field(1000, ge=1, description="most masks of an image, best first")
 
 
-def filter_proposals(
-    config: ProposalConfig, logits: Tensor, ious: Tensor, view: View, size: tuple[int, int]
-) -> tuple[RunLengthMasks, Tensor]:
+def filter_proposals(config: ProposalConfig, logits: Tensor, ious: Tensor, view: View, size: tuple[int, int]) -> tuple[RunLengthMasks, Tensor]:
     """Drop bad and doubled masks, then resize the survivors.
 
     Args:
@@ -48,7 +47,7 @@ def filter_proposals(
     if config.min_stability > 0:
         kept &= stability(logits) >= config.min_stability
     logits, ious = logits[kept], ious[kept]
-    inside = _valid_cells(logits, view)
+    inside = valid_cells(view, logits.shape[-2:], logits.device)
     binary = (logits > 0)[:, inside]
     filled = binary.any(1)
     logits, ious, binary = logits[filled], ious[filled], binary[filled]
@@ -64,23 +63,19 @@ def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
     return inner / outer.clamp(min=1)
 
 
-def _valid_cells(logits: Tensor, view: View) -> Tensor:
-    """[h, w] bool: cells of the logits whose centre shows image."""
-    height, width = logits.shape[-2:]
+def valid_cells(view: View, size: tuple[int, int], device: torch.device) -> Tensor:
+    """[h, w] bool: cells of a grid of `size` over the view whose centre shows image."""
     x0, y0, x1, y1 = view.valid_xyxy
-    ys = (torch.arange(height, device=logits.device) + 0.5) * (view.size[0] / height)
-    xs = (torch.arange(width, device=logits.device) + 0.5) * (view.size[1] / width)
+    ys = (torch.arange(size[0], device=device) + 0.5) * (view.size[0] / size[0])
+    xs = (torch.arange(size[1], device=device) + 0.5) * (view.size[1] / size[1])
     return ((ys >= y0) & (ys < y1))[:, None] & ((xs >= x0) & (xs < x1))
 
 
 def resize_logits(logits: Tensor, view: View, size: tuple[int, int]) -> Tensor:
-    """Bilinear resampling of [k, h, w] logits over a view at the pixel centres of the source image: [k, H, W]."""
-    height, width = size
-    ys = torch.arange(height, device=logits.device, dtype=torch.float32) + 0.5
-    xs = torch.arange(width, device=logits.device, dtype=torch.float32) + 0.5
-    centres = view.to_view(torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1))
-    grid = 2 * centres / centres.new_tensor([view.size[1], view.size[0]]) - 1
-    return F.grid_sample(logits[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+    """Bilinear resampling of [k, h, w] logits over an inference view (`uniovseg.data.views.fit_view`) at the source image's pixel centres: [k, H, W]."""
+    side = max(size)  # what the whole square canvas is in source pixels
+    assert view.offset_xy == (0.0, 0.0), view
+    return F.interpolate(logits[None].float(), size=(side, side), mode="bilinear", align_corners=False)[0, :, : size[0], : size[1]]
 
 
 def masks_from_logits(logits: Tensor, view: View, size: tuple[int, int]) -> RunLengthMasks:
@@ -88,4 +83,4 @@ def masks_from_logits(logits: Tensor, view: View, size: tuple[int, int]) -> RunL
     if len(logits) == 0:
         return RunLengthMasks.empty(size)
     step = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
-    return RunLengthMasks.cat([RunLengthMasks.from_dense((resize_logits(part, view, size) > 0).cpu()) for part in logits.split(step)])
+    return RunLengthMasks.cat([RunLengthMasks.from_dense((resize_logits(part, view, size) > 0).cpu()) for part in torch.split(logits, step)])

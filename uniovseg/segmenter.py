@@ -103,15 +103,15 @@ class Segmenter:
         embedded = self._embedded(image)
         points_xy = _checked(points, 2, "points", embedded)
         if labels is None:
-            logits, ious = self.method.decode_points(embedded, points_xy)
-            best = ious.argmax(1)
+            decoded = self.method.embed_points(embedded, points_xy)
+            best = decoded.iou_probs.argmax(1)
             rows = torch.arange(len(best), device=best.device)
-            return _segments(embedded, logits[rows, best], ious[rows, best])
+            return self._segments(embedded, decoded.embeddings[rows, best], decoded.iou_probs[rows, best])
         marks = torch.as_tensor(np.asarray(labels), device=points_xy.device).flatten()
         if len(marks) != len(points_xy) or not bool(((marks == 0) | (marks == 1)).all()):
             raise DataError("labels do not fit the points", seen=marks.tolist()[:8], allowed=f"{len(points_xy)} values, each 0 (outside) or 1 (inside)")
-        logits, ious = self.method.decode_point_sets(embedded, points_xy[None], marks.long()[None])
-        return _segments(embedded, logits[:, 0], ious[:, 0])
+        decoded = self.method.embed_point_set(embedded, points_xy, marks.long())
+        return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0])
 
     def boxes(self, image: ImageLike | EmbeddedImage, boxes_xyxy: ArrayLike) -> list[Segment]:
         """Segment the thing in each box [n, 4] of pixels x0, y0, x1, y1. Raises DataError for a box that is not finite, empty, or outside the image."""
@@ -119,14 +119,18 @@ class Segmenter:
         boxes = _checked(boxes_xyxy, 4, "boxes_xyxy", embedded)
         if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
             raise DataError("a box is empty", seen=boxes.tolist()[:4], allowed="x0 < x1 and y0 < y1")
-        logits, ious = self.method.decode_boxes(embedded, boxes)
-        return _segments(embedded, logits[:, 0], ious[:, 0])
+        decoded = self.method.embed_boxes(embedded, boxes)
+        return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0])
 
     def everything(self, image: ImageLike | EmbeddedImage, points_per_side: int | None = None) -> list[Segment]:
         """Segment everything that a grid of points finds, best predicted IoU first, without near-duplicates."""
         embedded = self._embedded(image)
         prediction = self.method.propose(embedded, points_per_side)
         return _describe(prediction.masks, prediction.quality)
+
+    def _segments(self, embedded: EmbeddedImage, embeddings: Tensor, ious: Tensor) -> list[Segment]:
+        logits = self.method.mask_logits(embedded, embeddings)
+        return _describe(masks_from_logits(logits, embedded.view, embedded.size), ious)
 
     def _embedded(self, image: ImageLike | EmbeddedImage) -> EmbeddedImage:
         return image if isinstance(image, EmbeddedImage) else self.embed(image)
@@ -172,10 +176,6 @@ def _checked(values: ArrayLike, width: int, what: str, embedded: EmbeddedImage) 
     if not np.isfinite(array).all() or (array < 0).any() or (array > limits).any():
         raise DataError(f"{what} lies outside the image", seen=array.tolist()[:4], allowed=f"x from 0 to {side}, y from 0 to {height}")
     return torch.from_numpy(array).to(embedded.pixel.mask_features.device)
-
-
-def _segments(embedded: EmbeddedImage, logits: Tensor, ious: Tensor) -> list[Segment]:
-    return _describe(masks_from_logits(logits, embedded.view, embedded.size), ious)
 
 
 def _describe(masks: RunLengthMasks, quality: Tensor) -> list[Segment]:

@@ -22,10 +22,13 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from uniovseg.errors import StorageError
+from uniovseg.errors import MissingFileError, StorageError
 
 ATTEMPTS = 6
 """How often a read or write is tried before its error is raised."""
+
+PERMANENT = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
+"""What S3 says when trying again cannot help."""
 
 T = TypeVar("T")
 
@@ -51,10 +54,20 @@ class Location:
 
     @classmethod
     def of(cls, uri: "str | Path | Location") -> "Location":
-        """The location of a URI; local paths become absolute."""
+        """The location of a URI; local paths become absolute.
+
+        Raises:
+            StorageError: the URI holds credentials or options, which would end up in logs and manifests.
+        """
         if isinstance(uri, Location):
             return uri
         text = str(uri)
+        scheme, _, rest = text.partition("://")
+        if scheme == "s3" and ("@" in rest.partition("/")[0] or "?" in rest):
+            raise StorageError(
+                "an s3 URI holds more than bucket and key", allowed="s3://bucket/key",
+                fix="credentials, AWS_ENDPOINT_URL and AWS_REGION belong into the environment of every node",
+            )  # fmt: skip
         if "://" not in text:
             return cls(str(Path(text).absolute()))
         return cls(text.removeprefix("file://").rstrip("/") if text.startswith("file://") else text.rstrip("/"))
@@ -90,15 +103,16 @@ def with_retries(call: Callable[[], T], what: str) -> T:
     """Call until it succeeds, at most `ATTEMPTS` times, with growing random pauses. A missing file is not tried again.
 
     Raises:
-        StorageError: the last error, with `what` was being done.
+        StorageError: the last error, with what was being done; MissingFileError when there is no such file.
     """
     for attempt in range(ATTEMPTS):
         try:
             return call()
         except FileNotFoundError as error:
-            raise StorageError(f"{what}: not found") from error
+            raise MissingFileError(f"{what}: not found") from error
         except OSError as error:
-            if attempt == ATTEMPTS - 1 or isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+            hopeless = isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) or any(word in str(error) for word in PERMANENT)
+            if hopeless or attempt == ATTEMPTS - 1:
                 raise StorageError(what, seen=" ".join(str(error).split())[:300]) from error
             pause(attempt)
     raise AssertionError
@@ -128,8 +142,11 @@ def write_bytes(location: Location, data: bytes) -> None:
         if location.is_local:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-            Path(temporary).write_bytes(data)
-            Path(temporary).replace(path)
+            try:
+                Path(temporary).write_bytes(data)
+                Path(temporary).replace(path)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
         else:
             with filesystem.open_output_stream(path) as stream:
                 stream.write(data)
@@ -149,7 +166,7 @@ def size(location: Location) -> int:
     filesystem, path = location.filesystem()
     found = with_retries(lambda: filesystem.get_file_info(path), f"looking for {location.uri}")
     if found.type != pafs.FileType.File:
-        raise StorageError("no such file", seen=location.uri)
+        raise MissingFileError("no such file", seen=location.uri)
     return int(found.size)
 
 

@@ -5,29 +5,36 @@
 samples with the same random draws (`uniovseg.data.plan`), so a resume needs nothing but the step, and the number of workers may change.
 """
 
+import argparse
 import contextlib
 import json
 import math
+import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
-from uniovseg.config import Config
+from uniovseg.config import Config, load
+from uniovseg.data.feed import SampleMaker, planned_batches
+from uniovseg.data.plan import Plan
 from uniovseg.data.samples import MaskSampleConfig
+from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
-from uniovseg.errors import CheckpointError, TrainingError
+from uniovseg.errors import CheckpointError, ConfigError, TrainingError, UniOVSegError
+from uniovseg.evaluation import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.methods.base import OptimConfig, TrainableMethod
-from uniovseg.methods.catalog import MethodConfig
+from uniovseg.methods.catalog import MethodConfig, build_method
+from uniovseg.methods.mask_generation import MaskGeneration
+from uniovseg.pictures import Picture, draw_masks, save_picture, tile
 from uniovseg.records import MaskBatch, StepOutput
 
 
@@ -68,9 +75,6 @@ class TrainConfig(Config):
     log_every: int = Field(20, ge=1, description="steps between logged metrics")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints; the last step makes one too")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints are kept")
-
-
-Picture = NDArray[np.uint8]
 
 
 class Recorder(Protocol):
@@ -208,14 +212,13 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(step)
-        meter.add({"grad_norm": norm}) if False else None
         done = step + 1
 
         if rank == 0 and (done % config.log_every == 0 or done == config.steps):
-            seconds, count = time.perf_counter() - since, config.log_every if done % config.log_every == 0 else done % config.log_every
+            seconds = time.perf_counter() - since
+            images = meter.count // config.accumulate * config.batch_size
             line = meter.means() | {"lr": config.optim.lr * factor, "grad_norm": float(norm)}
-            line |= {"images_per_second": config.batch_size * count / seconds, "data_wait_share": waited / seconds}
-            recorder.log(done, line)
+            recorder.log(done, line | {"images_per_second": images / seconds, "data_wait_share": waited / seconds})
             since, waited = time.perf_counter(), 0.0
         if validate and rank == 0 and (done % config.validation.every == 0 or done == config.steps):
             method.eval()
@@ -275,3 +278,104 @@ def restore(
     checkpoint.load_weights(method, checkpoint.read_weights(folder), set(method.state()))
     checkpoint.restore_optimizer(optimizer, names, checkpoint.read_weights(folder, checkpoint.OPTIMIZER))
     return info.step
+
+
+def everything_picture(method: MaskGeneration, samples: list[LabelledImage]) -> Picture:
+    """For each image a row of three: the image, its ground truth, and what `everything` finds."""
+    pictures: list[Picture] = []
+    for sample in samples:
+        found = method.propose(method.embed(sample.image))
+        pictures += [sample.image, draw_masks(sample.image, sample.masks), draw_masks(sample.image, found.masks)]
+    return tile(pictures, columns=3, side=256)
+
+
+def make_validation(config: TrainConfig) -> Validate | None:
+    """The validation that the configuration asks for; None without a validation set."""
+    if config.validation.shards is None:
+        return None
+    samples = list(labelled(ShardSet(config.validation.shards).records(config.validation.images)))
+    promptable = PromptableConfig(points_per_side=config.validation.points_per_side)
+
+    def validate(method: TrainableMethod) -> tuple[dict[str, float], dict[str, Picture]]:
+        assert isinstance(method, MaskGeneration)
+        scores = sum(evaluate_promptable(method, samples, promptable), NO_SCORES).summary()
+        metrics = {f"val_{name}": scores[name] for name in ("point_iou", "box_iou", "box_fill_iou")}
+        return metrics, {"everything": everything_picture(method, samples[:4])}
+
+    return validate
+
+
+class FolderRecorder:
+    """Keeps a run's results in a folder of this machine: metrics.jsonl, pictures/, step_N/ checkpoints (the newest `keep`).
+
+    Args:
+        folder: the run's folder.
+        keep: checkpoints kept.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step} | metrics) + "\n")
+
+    def pictures(self, step: int, pictures: dict[str, Picture]) -> None:
+        """Write PNG files."""
+        (self.folder / "pictures").mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            save_picture(str(self.folder / "pictures" / f"{name}_{step:07d}.png"), picture)
+
+    def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
+        """Write a checkpoint, then remove the oldest ones."""
+        if write is not None:
+            write(self.folder / f"step_{step:07d}")
+            for old in checkpoints(self.folder)[: -self.keep]:
+                shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run's folder, oldest first."""
+    return sorted(path.parent for path in folder.glob(f"step_*/{checkpoint.MANIFEST}"))
+
+
+def run(config: TrainConfig) -> dict[str, float]:
+    """Train in this process, without Ray, going on from the newest checkpoint in ``config.output``; returns the last validation's metrics."""
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = ShardSet(config.data.train)
+    plan = Plan([group.rows for group in shards.groups], seed=config.seed, batch_size=config.batch_size, window_groups=config.data.window_groups)
+    maker = SampleMaker(config.data.view, config.data.sample, config.seed)
+
+    def batches(start: int) -> Iterator[MaskBatch]:
+        slices = plan.slices(start, rank=0, world_size=1, parts=config.accumulate)
+        return planned_batches(shards, slices, maker, threads=config.data.threads, window_groups=config.data.window_groups)
+
+    found = checkpoints(folder)
+    method = build_method(config.method, config.seed)
+    recorder = FolderRecorder(folder, config.keep_checkpoints)
+    return train(config, method, batches, recorder, validate=make_validation(config), resume=found[-1] if found else None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m uniovseg.training --config FILE [key=value ...]``; exit code 2 for a wrong configuration, 1 for another failure."""
+    parser = argparse.ArgumentParser(prog="python -m uniovseg.training", description="Train without Ray, in one process.")
+    parser.add_argument("--config", required=True, help="YAML file, as for jobs/train.py; its Ray and MLflow keys are left aside")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load(TrainConfig, arguments.config, arguments.overrides, ignore=RAY_KEYS)
+        sys.stdout.write(json.dumps(run(config)) + "\n")
+    except UniOVSegError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+RAY_KEYS = frozenset({"workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "tracking"})
+"""Keys of a training job's file that only a run on Ray reads."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

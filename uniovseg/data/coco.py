@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from uniovseg import storage
 from uniovseg.data.sa1b import Defect, check_image
-from uniovseg.errors import DataError
+from uniovseg.errors import DataError, MissingFileError
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImageMasks, Rejected
 from uniovseg.storage import Location
@@ -29,7 +29,7 @@ class CocoImage:
     """One image of a COCO set with its annotations, not yet read.
 
     Attributes:
-        key: the file's stem; unique in a set.
+        key: the file's name without its ending, with its folder where it has one; unique in a set.
         image: location of the image file.
         height, width: as the annotation file says; None where it does not.
         segments: instance annotations (``segmentation``, ``iscrowd``) or panoptic segments (``id``, ``iscrowd``).
@@ -61,16 +61,17 @@ def read_annotations(annotations: str | Path, images: str | Path, panoptic: str 
         entries, notes = parsed["images"], parsed["annotations"]
         by_image: dict[str, list[Mapping[str, Any]]] = {str(entry["id"]): [] for entry in entries}
         png: dict[str, str] = {}
-        for note in notes:  # ids may be numbers in one place and text in another
+        for note in notes:
+            image_id = str(note["image_id"])  # ids may be numbers in one place and text in another
+            if image_id not in by_image:
+                raise ValueError(f"an annotation is of image {image_id!r}, which is not among the images")
+            by_image[image_id] += note["segments_info"] if "segments_info" in note else [note]
             if "segments_info" in note:
-                by_image[str(note["image_id"])] += note["segments_info"]
-                png[str(note["image_id"])] = note["file_name"]
-            else:
-                by_image[str(note["image_id"])].append(note)
+                png[image_id] = note["file_name"]
         folder = Location.of(panoptic) if panoptic else Location.of(location.uri.removesuffix(".json"))
         return [
             CocoImage(
-                key=Path(entry["file_name"]).stem,
+                key=entry["file_name"].rpartition(".")[0] or entry["file_name"],
                 image=Location.of(images) / entry["file_name"],
                 height=entry.get("height"),
                 width=entry.get("width"),
@@ -88,12 +89,12 @@ def load_image(item: CocoImage, *, decode: bool = False) -> ImageMasks | Rejecte
 
     Returns:
         A record; or a rejection when a file is missing or broken, or sizes differ.
+
+    Raises:
+        StorageError: a file is there but cannot be read.
     """
     try:
-        try:
-            data = storage.read_bytes(item.image)
-        except DataError as error:
-            raise Defect("missing_image", str(error)) from error
+        data = _read(item.image, "missing_image")
         height, width = check_image(data, decode=decode)
         if (item.height or height, item.width or width) != (height, width):
             raise Defect("size_mismatch", "the annotation is of another size", seen=(item.height, item.width), allowed=(height, width))
@@ -105,11 +106,21 @@ def load_image(item: CocoImage, *, decode: bool = False) -> ImageMasks | Rejecte
     return ImageMasks(key=item.key, image=data, height=height, width=width, counts=counts, predicted_iou=unknown, stability_score=unknown)
 
 
+def _read(location: Location, reason: str) -> bytes:
+    try:
+        return storage.read_bytes(location)
+    except MissingFileError as error:
+        raise Defect(reason, str(error)) from error
+
+
 def _panoptic_masks(item: CocoImage, size: tuple[int, int]) -> RunLengthMasks:
     assert item.panoptic is not None
-    decoded = cv2.imdecode(np.frombuffer(storage.read_bytes(item.panoptic), np.uint8), cv2.IMREAD_COLOR)
-    if decoded is None or decoded.shape[:2] != size:
-        raise Defect("size_mismatch", "the panoptic PNG is of another size", seen=None if decoded is None else decoded.shape[:2], allowed=size)
+    data = _read(item.panoptic, "missing_annotation")
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if decoded is None:
+        raise Defect("bad_mask", "the panoptic PNG cannot be decoded", seen=f"{len(data)} bytes")
+    if decoded.shape[:2] != size:
+        raise Defect("size_mismatch", "the panoptic PNG is of another size", seen=decoded.shape[:2], allowed=size)
     blue, green, red = (decoded[..., channel].astype(np.int64) for channel in range(3))
     ids = red + 256 * green + 65536 * blue
     dense = [ids == segment["id"] for segment in item.segments if not segment.get("iscrowd", 0)]

@@ -20,7 +20,7 @@ REASONS: dict[str, str] = {
     "bad_json": "the annotation does not parse, or lacks what it must have",
     "bad_mask": "a mask's run lengths are not valid for the image's size",
     "size_mismatch": "the annotation's size is not the image's",
-    "truncated_tar": "the archive is damaged from here on",
+    "damaged_tar": "the archive itself is broken here; reading went on at the next member",
 }
 """Why a sample can be rejected."""
 
@@ -41,7 +41,7 @@ def parse_sample(files: Mapping[str, bytes], key: str, source: str, offset: int,
     Args:
         files: member bytes by lower-case ending.
         key, source, offset: where the sample stands, for its identity and for a rejection.
-        decode: decode the image as well.
+        decode: decode the image as well. (The JPEG library mends what it can: bytes that are wrong inside an image need not show.)
     """
     try:
         image = next((files[ending] for ending in IMAGE_ENDINGS if ending in files), None)
@@ -91,6 +91,8 @@ def check_image(data: bytes, *, decode: bool) -> tuple[int, int]:
             raise Defect("truncated_image", "the PNG has no end chunk", seen=f"{len(data)} bytes")
     else:
         raise Defect("bad_image", "neither a JPEG nor a PNG", seen=data[:8])
+    if 0 in size:
+        raise Defect("bad_image", "the image has no size", seen=size)
     if decode:
         try:
             found = decode_image(data).shape[:2]
@@ -111,10 +113,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         if marker == 0xFF:  # padding
             position += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = int.from_bytes(data[position + 5 : position + 7], "big"), int.from_bytes(data[position + 7 : position + 9], "big")
-            if not height or not width:
-                raise Defect("bad_image", "the JPEG has no size", seen=(height, width))
-            return height, width
+            return int.from_bytes(data[position + 5 : position + 7], "big"), int.from_bytes(data[position + 7 : position + 9], "big")
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     raise Defect("truncated_image", "the JPEG ends before its frame header", seen=f"{len(data)} bytes")

@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from uniovseg.config import Config
-from uniovseg.data.images import decode_image
+from uniovseg.data.images import decode_image, shrink_for
 from uniovseg.data.views import ViewConfig, colour_jitter, draw_view, render, source_window
+from uniovseg.errors import DataError
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImageMasks, MaskBatch, MaskSample, View
 
@@ -42,7 +43,11 @@ def make_mask_sample(record: ImageMasks, view_config: ViewConfig, sample_config:
     kept = torch.nonzero((area > 0) & (share >= sample_config.min_area_ratio) & (share <= sample_config.max_area_ratio)).flatten()
     if len(kept) > sample_config.max_masks:
         kept = kept[np.sort(rng.permutation(len(kept))[: sample_config.max_masks])]
-    image = render(decode_image(record.image), view)
+    shrink = shrink_for(record.image, record.height, record.width, min(abs(view.scale_xy[0]), view.scale_xy[1]))
+    pixels = decode_image(record.image, shrink)
+    if pixels.shape[:2] != (-(-record.height // shrink), -(-record.width // shrink)):
+        raise DataError("the image is not of the size of its masks", seen=f"{pixels.shape[:2]} x {shrink}", allowed=(record.height, record.width))
+    image = render(pixels, view, shrink)
     if view_config.colour_jitter:
         image = colour_jitter(image, rng)
     return MaskSample(key=record.key, image=image, view=view, masks=masks.select(kept), boxes_xyxy=boxes_in_view(boxes[kept], view))

@@ -6,7 +6,7 @@ Row groups are small, so that the plan of samples can shuffle them and a rank re
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,7 @@ class ShardInfo(Config):
 class Manifest(Config):
     """What a shard set holds."""
 
-    format: int = Field(1, description="version of the layout")
+    format: Literal[1] = Field(1, description="version of the layout")
     shards: tuple[ShardInfo, ...] = Field(..., description="the files, in order")
     samples: int = Field(..., ge=0, description="rows in all files")
     masks: int = Field(..., ge=0, description="masks in all rows")
@@ -110,7 +110,9 @@ class ShardSet:
         try:
             self.manifest = Manifest.model_validate_json(storage.read_bytes(self.location / MANIFEST))
         except ValidationError as error:
-            raise DataError("the manifest cannot be understood", seen=self.location.uri, fix=str(error.errors()[0]["msg"])) from error
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise DataError(f"the manifest cannot be understood: {key}: {first['msg']}", seen=self.location.uri) from error
         self.groups = tuple(
             GroupRef(shard, group, rows) for shard, info in enumerate(self.manifest.shards) for group, rows in enumerate(info.rows)
         )
@@ -142,8 +144,7 @@ class ShardSet:
         """The rejected samples, an Arrow table of `REJECTS_SCHEMA`."""
         if self.manifest.rejects_file is None:
             return rejects_table([])
-        filesystem, path = (self.location / self.manifest.rejects_file).filesystem()
-        return pq.read_table(path, filesystem=filesystem)
+        return pq.read_table(pa.BufferReader(storage.read_bytes(self.location / self.manifest.rejects_file)))
 
 
 def masks_of(table: pa.Table) -> int:

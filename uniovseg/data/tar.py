@@ -3,6 +3,9 @@
 A sample is a run of members with one name up to the ending (``sa_1.jpg``, ``sa_1.json``). A *part* [begin, end) of a tar owns every sample but the
 first that it meets from `begin` on, up to and with the one that holds the first header at or after `end`; the first part owns its first sample too.
 Neighbouring parts agree on that header, so every sample belongs to exactly one part, wherever the borders fall.
+
+Where the archive itself is damaged (a header that is none, an end inside a member), that becomes a `TarDamage` in the place of what was lost, and
+reading goes on at the next valid header. Zeroed blocks are passed over, so that archives may follow each other in one file.
 """
 
 import tarfile
@@ -10,10 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from uniovseg.errors import DataError
 from uniovseg.storage import ATTEMPTS, pause
 
 BLOCK = 512
+
+LOOK_BACK = 16 * BLOCK
+"""How far before a part's begin the long name of its first header is looked for."""
+
+EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+"""Types of headers whose body says something of the member that follows."""
 
 OpenAt = Callable[[int], BinaryIO]
 """Opens the tar for reading from a byte offset."""
@@ -21,94 +29,59 @@ OpenAt = Callable[[int], BinaryIO]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarSample:
-    """Members of one sample: ``files`` by ending (lower case), ``offset`` of its first header, ``end`` of its last member."""
+    """Members of one sample: ``files`` by ending (lower case), ``offset`` of its first header in the tar."""
 
     key: str
     offset: int
-    end: int
     files: dict[str, bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TarDamage:
+    """A place where the archive is broken: the ``key`` of the sample that was hit (empty when it cannot be known) and where it starts."""
+
+    key: str
+    offset: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Member:
-    """A regular member: its first header's offset (an extended header may stand before), its own header's, its end, its bytes."""
+    """A regular member: offset of its first header (an extended header may stand before), offset of its own header, its bytes."""
 
     name: str
     offset: int
     header: int
-    end: int
     data: bytes
 
 
-def _is_header(block: bytes) -> bool:
-    if len(block) < BLOCK or block[257:262] != b"ustar":
-        return False
-    try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")  # checks the checksum
-    except tarfile.HeaderError:
-        return False
-    return True
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Damage:
+    """The end of what can be read in order: the name of the member that was cut, if it is known, and where to look for the next header."""
+
+    name: str
+    offset: int
+    resume: int
+    detail: str
 
 
-def _read_exactly(stream: BinaryIO, count: int, position: int, size: int) -> bytes:
-    """`count` bytes, or DataError when the archive itself ends before; OSError when only this read came short (it will be tried again)."""
-    data = stream.read(count)
-    if len(data) == count:
-        return data
-    if position + count > size:
-        raise DataError("the tar ends inside a member", seen=f"{size} bytes", allowed=f"at least {position + count}")
-    raise OSError(f"short read at {position}: {len(data)} of {count} bytes")
+@dataclass(slots=True)
+class _Progress:
+    """Where a part's reader stands.
+
+    Attributes:
+        position: the header to go on with.
+        search: `position` need not be a header; go on with the first one from there.
+        skip_first: the first sample met belongs to the part before.
+    """
+
+    position: int
+    search: bool
+    skip_first: bool
 
 
-def _members(stream: BinaryIO, position: int, size: int) -> Iterator[_Member]:
-    """Regular members from a header boundary on, until the end marker or the end of the file."""
-    extension: str | None = None
-    start = position
-    while position + BLOCK <= size:
-        header = _read_exactly(stream, BLOCK, position, size)
-        if header.count(0) == BLOCK:
-            return
-        try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            raise DataError("the tar has no valid header here", seen=f"offset {position}") from error
-        padded = -(-info.size // BLOCK) * BLOCK
-        body = _read_exactly(stream, padded if position + BLOCK + padded <= size else info.size, position + BLOCK, size)[: info.size]
-        position += BLOCK + padded
-        if info.type == tarfile.GNUTYPE_LONGNAME:
-            extension = body.rstrip(b"\0").decode("utf-8", "surrogateescape")
-        elif info.type == tarfile.XHDTYPE:
-            extension = _pax_path(body)
-        elif info.isreg():
-            yield _Member(extension or info.name, start, position - BLOCK - padded, position, body)
-            extension, start = None, position
-        else:
-            extension, start = None, position
-
-
-def _pax_path(body: bytes) -> str | None:
-    """The ``path`` record of a PAX extended header, if it has one."""
-    while body:
-        length, _, _ = body.partition(b" ")
-        record = body[len(length) + 1 : int(length) - 1]
-        key, _, value = record.partition(b"=")
-        if key == b"path":
-            return value.decode("utf-8", "surrogateescape")
-        body = body[int(length) :]
-    return None
-
-
-def _first_header(stream: BinaryIO, position: int, size: int) -> int:
-    """Offset of the first header at or after `position` (a multiple of 512); `size` when there is none."""
-    while position + BLOCK <= size:
-        if _is_header(_read_exactly(stream, BLOCK, position, size)):
-            return position
-        position += BLOCK
-    return size
-
-
-def iter_samples(open_at: OpenAt, size: int, begin: int = 0, end: int | None = None) -> Iterator[TarSample]:
-    """The samples that the part [begin, end) of a tar owns.
+def iter_samples(open_at: OpenAt, size: int, begin: int = 0, end: int | None = None) -> Iterator[TarSample | TarDamage]:
+    """The samples that the part [begin, end) of a tar owns, in order, and the damages among them.
 
     A read error (OSError) re-opens the tar at the first sample not yet given, at most `ATTEMPTS` times without progress.
 
@@ -118,17 +91,15 @@ def iter_samples(open_at: OpenAt, size: int, begin: int = 0, end: int | None = N
         begin, end: the part; any offsets. None: to the end.
 
     Raises:
-        DataError: the archive is damaged; everything before the damage has been given.
         OSError: reading failed too often.
     """
     begin, end = -(-begin // BLOCK) * BLOCK, size if end is None else -(-end // BLOCK) * BLOCK
-    state = _Progress(begin, begin > 0)
+    state = _Progress(begin, search=begin > 0, skip_first=begin > 0)
     failures = 0
-    while True:
+    while state.position < size:
         before = state.position
         try:
-            yield from _read_part(open_at, size, end, state)
-            return
+            yield from _read_on(open_at, size, end, state)
         except OSError:
             failures = 1 if state.position > before else failures + 1
             if failures >= ATTEMPTS:
@@ -136,38 +107,113 @@ def iter_samples(open_at: OpenAt, size: int, begin: int = 0, end: int | None = N
             pause(failures)
 
 
-@dataclass(slots=True)
-class _Progress:
-    """Where a part's reader stands: the header to go on with, and whether the first sample met there is another part's."""
-
-    position: int
-    skip_first: bool
-
-
-def _read_part(open_at: OpenAt, size: int, end: int, state: _Progress) -> Iterator[TarSample]:
-    if state.skip_first:
-        with open_at(state.position) as stream:
-            state.position = _first_header(stream, state.position, size)
-    if state.position >= size:
-        return
+def _read_on(open_at: OpenAt, size: int, end: int, state: _Progress) -> Iterator[TarSample | TarDamage]:
+    """Read to the end of the part or to the next damage. `state` is moved before each yield, so that a re-open repeats nothing."""
+    if state.search:
+        state.position, state.search = _first_header(open_at, state.position, size), False
     group: list[_Member] = []
     with open_at(state.position) as stream:
-        try:
-            for member in _members(stream, state.position, size):
-                if group and _stem(member.name) != _stem(group[0].name):
-                    done, skipped = group, state.skip_first
-                    group, state.skip_first, state.position = [], False, member.offset
-                    if not skipped:
-                        yield _sample(done)
-                    if done[-1].header >= end:
-                        return
-                group.append(member)
-        except DataError:
-            if group and not state.skip_first:
-                yield _sample(group)
-            raise
+        for item in _members(stream, state.position, size):
+            if group and _stem(item.name) != _stem(group[0].name):
+                done, owned = group, not state.skip_first
+                group, state.skip_first = [], False
+                state.position = size if done[-1].header >= end else item.offset
+                if owned:
+                    yield _sample(done)
+                if state.position == size:
+                    return
+            if isinstance(item, _Damage):
+                offset = group[0].offset if group else item.offset
+                state.position, state.search = item.resume, True
+                if not state.skip_first:
+                    yield TarDamage(key=_key(item.name), offset=offset, detail=item.detail)
+                return
+            group.append(item)
+    state.position = size
     if group and not state.skip_first:
         yield _sample(group)
+
+
+def _members(stream: BinaryIO, position: int, size: int) -> Iterator[_Member | _Damage]:
+    """Regular members from a header boundary to the end of the file or to the first damage, which comes last. Hidden files are left out."""
+    name: str | None = None
+    start = position
+    while position < size:
+        header = _read(stream, BLOCK, position, size)
+        if not any(header):
+            position += len(header)
+            name, start = None, position
+            continue
+        info = _parse_header(header)
+        if info is None:
+            detail = "the tar ends inside a header" if len(header) < BLOCK else "no valid tar header"
+            yield _Damage(name="", offset=start, resume=position + BLOCK, detail=f"{detail} at offset {position}")
+            return
+        body, own = b"", position
+        position += BLOCK
+        if info.type not in tarfile.SUPPORTED_TYPES or info.isreg() or info.type in EXTENSIONS:
+            if position + info.size > size:
+                detail = f"the tar ends inside a member: {size} bytes, at least {position + info.size} needed"
+                yield _Damage(name="" if info.type in EXTENSIONS else name or info.name, offset=start, resume=size, detail=detail)
+                return
+            body = _read(stream, _padded(info.size), position, size)
+            position += _padded(info.size)
+        if info.type in EXTENSIONS:
+            name = _long_name(info.type, body[: info.size]) or name
+            continue
+        name = name or info.name
+        if info.isreg() and not name.rpartition("/")[2].startswith("."):
+            yield _Member(name=name, offset=start, header=own, data=body[: info.size])
+        name, start = None, position
+
+
+def _first_header(open_at: OpenAt, position: int, size: int) -> int:
+    """Offset of the first header at or after `position` (a multiple of 512), or of the long name before it; `size` when there is none."""
+    at = max(0, position - LOOK_BACK)
+    extension = (0, 0)  # offset and end of the last header of a long name
+    with open_at(at) as stream:
+        while at < size:
+            info = _parse_header(_read(stream, BLOCK, at, size))
+            if info is not None and at >= position:
+                return extension[0] if extension[1] == at else at
+            if info is not None and info.type in EXTENSIONS:
+                extension = (at, at + BLOCK + _padded(info.size))
+            at += BLOCK
+    return size
+
+
+def _parse_header(block: bytes) -> tarfile.TarInfo | None:
+    """The header that a block holds, or None. The checksum and six numeric fields must be right, which chance does not bring about."""
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return None
+    return info if info.size >= 0 else None
+
+
+def _read(stream: BinaryIO, count: int, position: int, size: int) -> bytes:
+    """`count` bytes, fewer only where the file ends. Raises OSError when only this read came short (it will be tried again)."""
+    data = stream.read(count)
+    expected = min(count, size - position)
+    if len(data) < expected:
+        raise OSError(f"short read at {position}: {len(data)} of {expected} bytes")
+    return data
+
+
+def _padded(count: int) -> int:
+    return -(-count // BLOCK) * BLOCK
+
+
+def _long_name(kind: bytes, body: bytes) -> str | None:
+    """The member's name in the body of an extended header: GNU's long name, or the ``path`` record of PAX."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return body.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    while kind == tarfile.XHDTYPE and (length := body.partition(b" ")[0]).isdigit() and int(length) > len(length):
+        key, _, value = body[len(length) + 1 : int(length) - 1].partition(b"=")
+        if key == b"path":
+            return value.decode("utf-8", "surrogateescape")
+        body = body[int(length) :]
+    return None
 
 
 def _stem(name: str) -> str:
@@ -175,6 +221,10 @@ def _stem(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
+def _key(name: str) -> str:
+    return _stem(name).rpartition("/")[2]
+
+
 def _sample(group: list[_Member]) -> TarSample:
     files = {member.name.rpartition(".")[2].lower(): member.data for member in group}
-    return TarSample(key=_stem(group[0].name).rpartition("/")[2], offset=group[0].offset, end=group[-1].end, files=files)
+    return TarSample(key=_key(group[0].name), offset=group[0].offset, files=files)

@@ -2,6 +2,11 @@
 
 `draw_view` never sees the image, so the map is known before anything is decoded. `render` applies it to the image once; masks are looked up through
 it and are never warped (decision 3 of the design).
+
+The map and the pixels must agree, or every label at a mask's border is off. An image resized from w to the whole number w' of pixels shows source
+coordinate ``x * w / w'`` at view coordinate x, edges on edges, so a drawn view takes ``w / w'`` as its scale (each axis has its own) and starts at a
+whole pixel of the resized image: it is then exactly a resize, a crop and a flip, which OpenCV does several times faster than a warp. The view of
+inference keeps one scale for both axes, its shorter side seldom ends on a whole pixel, and it is warped.
 """
 
 import cv2
@@ -29,16 +34,14 @@ def draw_view(config: ViewConfig, height: int, width: int, rng: np.random.Genera
     """A random view of an image of (height, width) pixels: its longer side becomes ``size * scale``, then a random crop, or padding right and below."""
     flipped = rng.random() < config.hflip
     zoom = config.size * rng.uniform(*config.scale) / max(height, width)  # view pixels a source pixel
-    scaled = (width * zoom, height * zoom)
-    offset = [rng.uniform(0, max(0.0, side - config.size)) for side in scaled]
-    shown = [min(side - start, config.size) for side, start in zip(scaled, offset, strict=True)]
-    scale = 1 / zoom
-    x_scale, x_offset = (scale, offset[0] * scale) if not flipped else (-scale, width - offset[0] * scale)
+    sides = [max(1, round(width * zoom)), max(1, round(height * zoom))]
+    x, y = (int(rng.integers(max(0, side - config.size) + 1)) for side in sides)
+    x_scale, y_scale = width / sides[0], height / sides[1]
     return View(
-        scale_xy=(x_scale, scale),
-        offset_xy=(x_offset, offset[1] * scale),
+        scale_xy=(-x_scale if flipped else x_scale, y_scale),
+        offset_xy=(width - x * x_scale if flipped else x * x_scale, y * y_scale),
         size=(config.size, config.size),
-        valid_xyxy=(0.0, 0.0, shown[0], shown[1]),
+        valid_xyxy=(0.0, 0.0, float(min(sides[0], config.size)), float(min(sides[1], config.size))),
     )
 
 
@@ -56,46 +59,89 @@ def source_window(view: View) -> tuple[float, float, float, float]:
     return xs[0], ys[0], xs[1], ys[1]
 
 
-def render(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
-    """Draw a view of an RGB image [H, W, 3]: [3, size, size] uint8, padding 128. One bilinear warp of the shown part, with pixel centres on pixel centres.
+def render(image: NDArray[np.uint8], view: View, shrink: int = 1) -> NDArray[np.uint8]:
+    """Draw a view of an image, pixel centres on pixel centres.
 
     An image that shrinks by more than two is first halved by area averaging, as often as that holds, so that bilinear sampling skips no pixel.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        view: the map between the view and the source.
+        shrink: source pixels that a pixel of `image` covers a side, where it was decoded at a reduced size.
+
+    Returns:
+        [3, h, w] uint8; padding is 128.
     """
-    (x_scale, y_scale), (x_offset, y_offset) = view.scale_xy, view.offset_xy
-    while min(abs(x_scale), y_scale) > 2:
-        height, width = image.shape[:2]
-        halved = (max(1, width // 2), max(1, height // 2))
+    height, width = image.shape[0] * shrink, image.shape[1] * shrink
+    while min(abs(view.scale_xy[0]) * image.shape[1] / width, view.scale_xy[1] * image.shape[0] / height) > 2:
+        halved = (max(1, image.shape[1] // 2), max(1, image.shape[0] // 2))
         image = cv2.resize(image, halved, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-        x_ratio, y_ratio = halved[0] / width, halved[1] / height
-        x_scale, x_offset, y_scale, y_offset = x_scale * x_ratio, x_offset * x_ratio, y_scale * y_ratio, y_offset * y_ratio
+    shown = _resized(image, view, (height, width))
+    if shown is None:
+        shown = warp(image, view, (height, width))
+    canvas = np.full((3, *view.size), PAD, np.uint8)
+    for plane, values in zip(canvas, cv2.split(shown), strict=True):
+        plane[: shown.shape[0], : shown.shape[1]] = values
+    return canvas
+
+
+def _resized(image: NDArray[np.uint8], view: View, source: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """What `warp` gives, by a resize, a crop and a flip; None for a view that does not lie on whole pixels of a resized image."""
+    (x_scale, y_scale), (x_offset, y_offset) = view.scale_xy, view.offset_xy
+    flipped = x_scale < 0
+    left = source[1] - x_offset if flipped else x_offset
+    exact = np.array([source[1] / abs(x_scale), source[0] / y_scale, left / abs(x_scale), y_offset / y_scale, *view.valid_xyxy[2:]])
+    whole = np.rint(exact)
+    if np.abs(exact - whole).max() > 1e-6:
+        return None
+    w, h, x, y, shown_w, shown_h = (int(value) for value in whole)
+    resized = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)[y : y + shown_h, x : x + shown_w]
+    return cv2.flip(resized, 1) if flipped else resized  # type: ignore[return-value]
+
+
+def warp(image: NDArray[np.uint8], view: View, source: tuple[int, int]) -> NDArray[np.uint8]:
+    """Bilinear samples [h, w, 3] of an image at the pixel centres of what a view shows; `source` is the (h, w) that the view's map speaks of."""
+    (x_scale, y_scale), (x_offset, y_offset) = view.scale_xy, view.offset_xy
+    x_ratio, y_ratio = image.shape[1] / source[1], image.shape[0] / source[0]
     # OpenCV counts from pixel centres: its coordinate is ours minus a half.
-    matrix = np.array([[x_scale, 0, x_offset + 0.5 * x_scale - 0.5], [0, y_scale, y_offset + 0.5 * y_scale - 0.5]])
-    height, width = view.size
-    shown_w, shown_h = min(width, round(view.valid_xyxy[2])), min(height, round(view.valid_xyxy[3]))
-    canvas = np.full((height, width, 3), PAD, np.uint8)
+    matrix = np.array(
+        [
+            [x_scale * x_ratio, 0, (x_offset + 0.5 * x_scale) * x_ratio - 0.5],
+            [0, y_scale * y_ratio, (y_offset + 0.5 * y_scale) * y_ratio - 0.5],
+        ]
+    )
+    shown = (min(view.size[1], max(1, round(view.valid_xyxy[2]))), min(view.size[0], max(1, round(view.valid_xyxy[3]))))
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    canvas[:shown_h, :shown_w] = cv2.warpAffine(image, matrix, (shown_w, shown_h), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return np.ascontiguousarray(canvas.transpose(2, 0, 1))
+    return cv2.warpAffine(image, matrix, shown, flags=flags, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
 
 
 def colour_jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """SSD colour jitter of [3, H, W] RGB: brightness +-32, contrast 0.5-1.5 (before or after the rest), saturation 0.5-1.5, hue +-18 degrees, each half the time."""
-    table = np.arange(256, dtype=np.float32)
-    late_contrast = rng.random() < 0.5
-    if rng.random() < 0.5:
-        table = table + rng.uniform(-32, 32)
+    """SSD colour jitter of a [3, H, W] RGB image, each step half the time, as detectron2's ColorAugSSDTransform orders them.
+
+    Brightness up to 32 levels up or down; contrast by 0.5 to 1.5, before or after the rest; saturation by 0.5 to 1.5; hue by up to 18 of OpenCV's 180
+    steps, which are 2 degrees each. Every step saturates at 0 and 255.
+    """
+    contrast_last = rng.random() < 0.5
+    brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
     contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
-    hue = rng.uniform(-18, 18) if rng.random() < 0.5 else 0.0
-    if not late_contrast:
-        table = np.clip(table, 0, 255) * contrast
-    pixels = cv2.LUT(np.ascontiguousarray(image.transpose(1, 2, 0)), np.clip(table, 0, 255).astype(np.uint8))
-    if saturation != 1.0 or hue != 0.0:
-        hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)  # hue in [0, 180): half degrees
-        hues = ((np.arange(256) + round(hue / 2)) % 180).astype(np.uint8)
-        saturations = np.clip(np.arange(256) * saturation, 0, 255).astype(np.uint8)
-        tables = np.stack([hues, saturations, np.arange(256, dtype=np.uint8)], axis=-1)[None]
-        pixels = cv2.cvtColor(cv2.LUT(hsv, tables), cv2.COLOR_HSV2RGB)
-    if late_contrast and contrast != 1.0:
-        pixels = cv2.LUT(pixels, np.clip(np.arange(256) * contrast, 0, 255).astype(np.uint8))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.uint8, copy=False)
+    hue = int(rng.integers(-18, 19)) if rng.random() < 0.5 else 0
+    levels = np.arange(256)
+    first = _table(levels + brightness)
+    if not contrast_last:
+        first = _table(first * contrast)
+    image = _look_up(image, first)
+    if saturation != 1.0 or hue:
+        hsv = cv2.cvtColor(cv2.merge(list(image)), cv2.COLOR_RGB2HSV)
+        tables = np.stack([((levels + hue) % 180).astype(np.uint8), _table(levels * saturation), _table(levels)], axis=-1)
+        image = np.stack(cv2.split(cv2.cvtColor(cv2.LUT(hsv, tables[None]), cv2.COLOR_HSV2RGB)))  # type: ignore[assignment]
+    return _look_up(image, _table(levels * contrast)) if contrast_last else image
+
+
+def _table(values: NDArray[np.floating | np.integer]) -> NDArray[np.uint8]:
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _look_up(image: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`table` applied to every value of a [3, H, W] image."""
+    return cv2.LUT(image.reshape(-1, image.shape[-1]), table).reshape(image.shape).astype(np.uint8, copy=False)

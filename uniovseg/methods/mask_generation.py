@@ -23,7 +23,7 @@ from uniovseg.losses import LossConfig, mask_generation_losses
 from uniovseg.matching import MatchingConfig, match_many_to_many
 from uniovseg.methods.base import TrainableMethod
 from uniovseg.models.clip import Clip, ClipConfig, load_clip
-from uniovseg.models.mask_decoder import MaskEmbeddings
+from uniovseg.models.mask_decoder import MaskEmbeddings, mask_logits
 from uniovseg.models.mask_generator import MaskGenerator, MaskGeneratorConfig, MaskPrediction, build_mask_generator
 from uniovseg.models.pixel_decoder import PixelFeatures
 from uniovseg.ops.points import grid_points
@@ -122,39 +122,41 @@ class MaskGeneration(TrainableMethod):
         return EmbeddedImage(self._pixel_features(canvas[None]), view, (height, width))
 
     @torch.no_grad()
-    def decode_points(self, embedded: EmbeddedImage, points_xy: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks of single points [Q, 2] in source pixels: logits [Q, M, h, w] over the canvas at stride 4, predicted IoU [Q, M] in [0, 1]."""
-        return self._decode(embedded, self.generator.embed_points(embedded.pixel, embedded.view.to_view(points_xy)[None]))
+    def embed_points(self, embedded: EmbeddedImage, points_xy: Tensor) -> MaskEmbeddings:
+        """What single points [Q, 2] in source pixels decode to, before any mask is made: embeddings [Q, M, C], predicted IoU [Q, M] in [0, 1]."""
+        last = self.generator.embed_points(embedded.pixel, embedded.view.to_view(points_xy)[None])[-1]
+        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0])
 
     @torch.no_grad()
-    def decode_point_sets(self, embedded: EmbeddedImage, points_xy: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One mask for each set of points [Q, P, 2] in source pixels with labels [Q, P] (1 inside, 0 outside): logits [Q, 1, h, w], IoU [Q, 1]."""
-        return self._decode(embedded, self.generator.embed_point_sets(embedded.pixel, embedded.view.to_view(points_xy)[None], labels[None]))
+    def embed_point_set(self, embedded: EmbeddedImage, points_xy: Tensor, labels: Tensor) -> MaskEmbeddings:
+        """The one mask of a set of points [P, 2] in source pixels with labels [P] (1 inside, 0 outside): embeddings [1, 1, C], IoU [1, 1]."""
+        points = embedded.view.to_view(points_xy)[None, None]
+        last = self.generator.embed_point_sets(embedded.pixel, points, labels[None, None])[-1]
+        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0])
 
     @torch.no_grad()
-    def decode_boxes(self, embedded: EmbeddedImage, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-        """One mask for each box [Q, 4] in source pixels: logits [Q, 1, h, w] over the canvas at stride 4, predicted IoU [Q, 1]."""
+    def embed_boxes(self, embedded: EmbeddedImage, boxes_xyxy: Tensor) -> MaskEmbeddings:
+        """The one mask of each box [Q, 4] in source pixels: embeddings [Q, 1, C], IoU [Q, 1]."""
         boxes = embedded.view.to_view(boxes_xyxy.reshape(-1, 2, 2)).reshape(1, -1, 4)
-        return self._decode(embedded, self.generator.embed_boxes(embedded.pixel, boxes))
+        last = self.generator.embed_boxes(embedded.pixel, boxes)[-1]
+        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0])
 
-    def _decode(self, embedded: EmbeddedImage, layers: list[MaskEmbeddings]) -> tuple[Tensor, Tensor]:
-        output = self.generator.masks(embedded.pixel, layers[-1:])[0]
-        return output.mask_logits[0], output.iou_probs[0]
+    @torch.no_grad()
+    def mask_logits(self, embedded: EmbeddedImage, embeddings: Tensor) -> Tensor:
+        """Logits [k, h, w] at stride 4 of the canvas, of mask embeddings [k, C]."""
+        return mask_logits(embeddings[None], self.generator.mask_decoder.features(embedded.pixel))[0]
 
     @torch.no_grad()
     def propose(self, embedded: EmbeddedImage, points_per_side: int | None = None) -> Prediction:
         """Masks of everything: a grid of points, cut by predicted IoU before any mask is made, then inner-NMS, then source resolution."""
         height, width = embedded.size
         points = grid_points(points_per_side or self.config.test_points_per_side, torch.tensor([0, 0, width, height])).to(self.device)
-        embeddings, ious = [], []
-        for chunk in points.split(self.config.prompts_per_call):
-            last = self.generator.embed_points(embedded.pixel, embedded.view.to_view(chunk)[None])[-1]
-            kept = last.iou_probs >= self.config.proposals.min_predicted_iou
-            embeddings.append(last.embeddings[kept])
-            ious.append(last.iou_probs[kept])
-        survivors = MaskEmbeddings(torch.cat(embeddings)[None, :, None], torch.cat(ious)[None, :, None])
-        logits, quality = self._decode(embedded, [survivors])
-        masks, quality = filter_proposals(self.config.proposals, logits[:, 0], quality[:, 0], embedded.view, embedded.size)
+        decoded = [self.embed_points(embedded, chunk) for chunk in points.split(self.config.prompts_per_call)]
+        kept = [part.iou_probs >= self.config.proposals.min_predicted_iou for part in decoded]
+        embeddings = torch.cat([part.embeddings[chosen] for part, chosen in zip(decoded, kept, strict=True)])
+        ious = torch.cat([part.iou_probs[chosen] for part, chosen in zip(decoded, kept, strict=True)])
+        logits = self.mask_logits(embedded, embeddings)
+        masks, quality = filter_proposals(self.config.proposals, logits, ious, embedded.view, embedded.size)
         return Prediction(masks=masks, quality=quality, class_scores=torch.zeros(len(masks), 0))
 
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:

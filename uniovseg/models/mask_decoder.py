@@ -1,9 +1,9 @@
 """The mask decoder: prompt tokens read the pixels under their own masks, layer by layer, and become masks (method: 1.6).
 
 A layer is masked cross-attention to one feature level (strides 32, 16, 8 in turn), self-attention among the tokens of one prompt, and a
-feed-forward. Prompts never see each other. After every layer each mask token gives a mask embedding and a predicted IoU; the union of a prompt's
-masks is what its tokens look at in the next layer. A mask is the product of its embedding with the mask features, and resizing is linear, so the
-attention's masks are made at the level's own size from resized features: full-size logits are made only where somebody asks for them.
+feed-forward. Prompts never see each other. After every layer each mask token gives a mask embedding and a predicted IoU; the union of a
+prompt's masks is what its tokens look at in the next layer. A mask is the product of its embedding with the mask features, and resizing is
+linear, so the attention's masks are made at the level's own size from resized features: full-size logits are made only where somebody asks.
 """
 
 from typing import NamedTuple
@@ -62,6 +62,9 @@ class DecoderLayer(nn.Module):
 class MaskDecoder(nn.Module):
     """Prompt tokens to masks.
 
+    Differs: the release repeats the attention's mask over tokens and heads, and makes every layer's masks at full size; the results are
+    equal.
+
     Args:
         dim, layers, heads, ffn_dim: of the transformer.
         num_masks: masks a point; there is one more mask head, for boxes and point sets.
@@ -95,7 +98,10 @@ class MaskDecoder(nn.Module):
         features = self.features(pixel)
         by_level = [F.interpolate(features, size=level.shape[-2:], mode="bilinear", align_corners=False) for level in pixel.levels]
         sources = [level.flatten(2).transpose(1, 2) + self.level_embed.weight[i] for i, level in enumerate(pixel.levels)]
-        keys = [source + self.position.grid(*level.shape[-2:]) for source, level in zip(sources, pixel.levels, strict=True)]
+        keys = [
+            source + self.position.grid((level.shape[2], level.shape[3]), level.device)
+            for source, level in zip(sources, pixel.levels, strict=True)
+        ]
 
         flat = prompt.flatten(0, 1)
         tokens = self.prompt_norm(flat + self.prompt_attention(flat, flat, flat)).view(prompt.shape)
@@ -116,7 +122,7 @@ class MaskDecoder(nn.Module):
         decoded = self.norm(tokens[:, :, first_output : first_output + len(heads)])
         embeddings = torch.stack([self.mask_heads[head](decoded[:, :, i]) for i, head in enumerate(heads)], dim=2)
         ious = torch.cat([self.iou_heads[head](decoded[:, :, i]) for i, head in enumerate(heads)], dim=2)
-        return MaskEmbeddings(embeddings, ious.sigmoid())
+        return MaskEmbeddings(embeddings, ious.float().sigmoid())
 
     @staticmethod
     @torch.no_grad()
@@ -124,7 +130,7 @@ class MaskDecoder(nn.Module):
         """[B, Q, L] bool: pixels that any mask of the prompt covers (logit at least 0); all pixels where none does."""
         prompts, masks = embeddings.shape[1:3]
         logits = embeddings.flatten(1, 2) @ features.flatten(2)
-        visible = (logits.unflatten(1, (prompts, masks)) >= 0).any(2)
+        visible = (logits.view(len(logits), prompts, masks, -1) >= 0).any(2)
         return visible | ~visible.any(-1, keepdim=True)
 
 
@@ -132,4 +138,4 @@ def mask_logits(embeddings: Tensor, features: Tensor) -> Tensor:
     """Mask logits at stride 4: [B, ..., C] embeddings times [B, C, h, w] features, [B, ..., h, w]."""
     shape = embeddings.shape[1:-1]
     logits = embeddings.flatten(1, -2) @ features.flatten(2)
-    return logits.view(len(features), *shape, *features.shape[2:])
+    return logits.reshape(len(features), *shape, *features.shape[2:])

@@ -1,8 +1,9 @@
 """The mask generator of stage 1: pixel decoder, prompt encoder and mask decoder, and the presets of their sizes."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from uniovseg.config import Config
@@ -18,7 +19,8 @@ class MaskGeneratorConfig(Config):
     dim: int = Field(256, ge=16, multiple_of=8, description="channels of pixel features and tokens")
     num_masks: int = Field(4, ge=1, description="masks a point")
     position: PositionKind = Field(
-        "random_shared", description="position encoding: one random Fourier matrix for pixels and prompts, one for each part (release), or sine (paper)"
+        "random_shared",
+        description="position encoding: random Fourier, one matrix for pixels and prompts or one for each part (release); or sine (paper)",
     )
     encoder_layers: int = Field(6, ge=1, description="deformable layers of the pixel decoder")
     encoder_heads: int = Field(8, ge=1, description="attention heads of the pixel decoder")
@@ -37,6 +39,13 @@ class MaskGeneratorConfig(Config):
         },
     }  # fmt: skip
 
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        for name in ("encoder_heads", "decoder_heads"):
+            if self.dim % getattr(self, name):
+                raise ValueError(f"{name} must divide dim; {name} is {getattr(self, name)} and dim {self.dim}")
+        return self
+
 
 class MaskPrediction(NamedTuple):
     """Masks of prompts.
@@ -53,7 +62,11 @@ class MaskPrediction(NamedTuple):
 class MaskGenerator(nn.Module):
     """Prompts and trunk features to masks. Coordinates are pixels of the view: (0, 0) is its corner, pixel centres lie at i + 0.5.
 
-    Differs: the release shifts boxes by half a pixel when they come as detectron2 boxes, and not when they are tensors; here nothing is shifted.
+    Use it step by step, so that nothing is made that nobody asks for: `pixel_decoder` once an image; `embed_points`, `embed_boxes` or
+    `embed_point_sets` for any number of prompts; `masks` for the embeddings that are worth a full-size mask.
+
+    Differs: the release shifts boxes by half a pixel when they come as detectron2 boxes, and not when they are tensors; here nothing is
+    shifted.
     """
 
     def __init__(self, pixel_decoder: PixelDecoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
@@ -64,32 +77,40 @@ class MaskGenerator(nn.Module):
 
     def embed_points(self, pixel: PixelFeatures, points_xy: Tensor) -> list[MaskEmbeddings]:
         """Decode single points [B, Q, 2] up to the mask embeddings of each layer; K' = num_masks."""
-        masks = len(self.mask_decoder.mask_heads)
-        return self.mask_decoder(pixel, self.prompt_encoder.points(points_xy, pixel.mask_features), 3, range(1, masks))  # type: ignore[no-any-return]
+        return self._embed(
+            pixel, self.prompt_encoder.points(points_xy, pixel.mask_features), 3, range(1, len(self.mask_decoder.mask_heads))
+        )
 
     def embed_boxes(self, pixel: PixelFeatures, boxes_xyxy: Tensor) -> list[MaskEmbeddings]:
         """Decode boxes [B, Q, 4] up to the mask embeddings of each layer; K' = 1."""
-        return self.mask_decoder(pixel, self.prompt_encoder.boxes(boxes_xyxy, pixel.mask_features), 2, range(1))  # type: ignore[no-any-return]
+        return self._embed(pixel, self.prompt_encoder.boxes(boxes_xyxy, pixel.mask_features), 2, range(1))
 
     def embed_point_sets(self, pixel: PixelFeatures, points_xy: Tensor, labels: Tensor) -> list[MaskEmbeddings]:
         """Decode sets of points [B, Q, P, 2] with labels [B, Q, P] of 1 (inside) and 0 (outside); K' = 1."""
         prompt = self.prompt_encoder.point_sets(points_xy, labels, pixel.mask_features)
-        return self.mask_decoder(pixel, prompt, 2 * points_xy.shape[2], range(1))  # type: ignore[no-any-return]
+        return self._embed(pixel, prompt, 2 * points_xy.shape[2], range(1))
+
+    def _embed(self, pixel: PixelFeatures, prompt: Tensor, first_output: int, heads: range) -> list[MaskEmbeddings]:
+        layers: list[MaskEmbeddings] = self.mask_decoder(pixel, prompt, first_output, heads)
+        return layers
 
     def masks(self, pixel: PixelFeatures, embedded: list[MaskEmbeddings]) -> list[MaskPrediction]:
-        """Full-size logits for what `embed_*` gave: pass all layers for deep supervision, or the last alone."""
+        """Logits at stride 4 for what `embed_*` gave: pass all layers for deep supervision, the last alone, or a selection of its masks."""
         features = self.mask_decoder.features(pixel)
         return [MaskPrediction(mask_logits(item.embeddings, features), item.iou_probs) for item in embedded]
 
 
 def build_mask_generator(config: MaskGeneratorConfig, channels: tuple[int, int, int, int]) -> MaskGenerator:
-    """A mask generator with random weights (drawn from torch's global stream) for a trunk with `channels` at strides 4, 8, 16, 32."""
+    """A mask generator with random weights for a trunk with `channels` at strides 4, 8, 16, 32.
 
-    def encoding() -> PositionEncoding:
-        return PositionEncoding(config.dim, sine=config.position == "sine")
-
-    shared = encoding()
-    independent = config.position == "random_independent"
+    The weights are drawn from torch's global stream, as torch's own modules do: seed it (or fork it) around the call.
+    """
+    matrices: list[Tensor | None] = [None] * 3
+    if config.position == "random_independent":
+        matrices = [torch.randn(2, config.dim // 2) for _ in matrices]
+    elif config.position == "random_shared":
+        matrices = [torch.randn(2, config.dim // 2)] * 3
+    pixels, prompts, keys = (PositionEncoding(config.dim, matrix) for matrix in matrices)
     pixel_decoder = PixelDecoder(
         channels,
         config.dim,
@@ -97,15 +118,14 @@ def build_mask_generator(config: MaskGeneratorConfig, channels: tuple[int, int, 
         heads=config.encoder_heads,
         points=config.encoder_points,
         ffn_dim=config.encoder_ffn_dim,
-        position=shared,
+        position=pixels,
     )
-    prompt_encoder = PromptEncoder(config.dim, config.num_masks, encoding() if independent else shared)
     mask_decoder = MaskDecoder(
         config.dim,
         layers=config.decoder_layers,
         heads=config.decoder_heads,
         ffn_dim=config.decoder_ffn_dim,
         num_masks=config.num_masks,
-        position=encoding() if independent else shared,
+        position=keys,
     )
-    return MaskGenerator(pixel_decoder, prompt_encoder, mask_decoder)
+    return MaskGenerator(pixel_decoder, PromptEncoder(config.dim, config.num_masks, prompts), mask_decoder)

@@ -1,13 +1,13 @@
 """The pixel decoder: deformable attention over strides 8, 16, 32 of the trunk, and one FPN step to stride 4 (method: 1.3)."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniovseg.models.layers import FeedForward, LayerNorm2d, PositionEncoding
+from uniovseg.models.layers import FeedForward, LayerNorm2d, PositionEncoding, pixel_centres
 from uniovseg.ops.ms_deform_attn import ms_deform_attn
 
 
@@ -97,44 +97,47 @@ class PixelDecoder(nn.Module):
     """
 
     def __init__(
-        self, channels: tuple[int, int, int, int], dim: int, *, layers: int, heads: int, points: int, ffn_dim: int, position: PositionEncoding
+        self,
+        channels: tuple[int, int, int, int],
+        dim: int,
+        *,
+        layers: int,
+        heads: int,
+        points: int,
+        ffn_dim: int,
+        position: PositionEncoding,
     ) -> None:
         super().__init__()
-        projections = [nn.Sequential(nn.Conv2d(c, dim, 1), LayerNorm2d(dim, eps=1e-6)) for c in reversed(channels[1:])]
-        self.input_proj = nn.ModuleList(projections)
-        for conv, _ in projections:
+        convolutions = [nn.Conv2d(c, dim, 1) for c in reversed(channels[1:])]
+        for conv in convolutions:
             nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(cast(Tensor, conv.bias))
+        self.input_proj = nn.ModuleList([nn.Sequential(conv, LayerNorm2d(dim, eps=1e-6)) for conv in convolutions])
         self.level_embed = nn.Parameter(torch.randn(3, dim))
         self.layers = nn.ModuleList([DeformableLayer(dim, 3, heads, points, ffn_dim) for _ in range(layers)])
         self.position = position
-        groups = min(32, dim // 2)
+        groups = math.gcd(32, dim // 2)  # 32 from 64 channels on, as released
         self.lateral = nn.Sequential(nn.Conv2d(channels[0], dim, 1, bias=False), nn.GroupNorm(groups, dim))
         self.output = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.GroupNorm(groups, dim), nn.ReLU())
         self.mask_features = nn.Conv2d(dim, dim, 1)
 
-    @torch.autocast("cuda", enabled=False)
-    @torch.autocast("cpu", enabled=False)
     def forward(self, features: tuple[Tensor, Tensor, Tensor, Tensor]) -> PixelFeatures:
-        """From maps [B, C, H/s, W/s] at s = 4, 8, 16, 32. Runs in float32 whatever autocast says."""
-        maps = [project(x.float()) for project, x in zip(self.input_proj, reversed(features[1:]), strict=True)]
+        """From maps [B, C, H/s, W/s] at s = 4, 8, 16, 32. Runs in float32 whatever autocast says, as the release does."""
+        with torch.autocast(features[0].device.type, enabled=False):
+            levels = self._encode([project(x.float()) for project, x in zip(self.input_proj, reversed(features[1:]), strict=True)])
+            fine = self.lateral(features[0].float())
+            fine = self.output(fine + F.interpolate(levels[2], size=fine.shape[-2:], mode="bilinear", align_corners=False))
+            return PixelFeatures(self.mask_features(fine), levels)
+
+    def _encode(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The deformable encoder over maps [B, d, h, w] of three levels; same shapes out."""
         sizes = [(x.shape[2], x.shape[3]) for x in maps]
+        device = maps[0].device
         source = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
-        position = torch.cat([self.position.grid(*size) + self.level_embed[level] for level, size in enumerate(sizes)])
-        reference = torch.cat([_pixel_centres(size, source) for size in sizes])
+        position = torch.cat([self.position.grid(size, device) + self.level_embed[level] for level, size in enumerate(sizes)])
+        reference = torch.cat([pixel_centres(size, device) for size in sizes])
         for layer in self.layers:
             source = layer(source, position, reference, sizes)
-        levels = tuple(
-            part.transpose(1, 2).unflatten(2, size)
-            for part, size in zip(source.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
-        )
-        fine = self.lateral(features[0].float())
-        fine = self.output(fine + F.interpolate(levels[2], size=fine.shape[-2:], mode="bilinear", align_corners=False))
-        return PixelFeatures(self.mask_features(fine), levels)
-
-
-def _pixel_centres(size: tuple[int, int], like: Tensor) -> Tensor:
-    height, width = size
-    ys = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
-    xs = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
-    return torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).reshape(-1, 2)
+        parts = torch.split_with_sizes(source, [h * w for h, w in sizes], dim=1)
+        coarse, middle, fine = (part.transpose(1, 2).reshape(x.shape) for part, x in zip(parts, maps, strict=True))
+        return coarse, middle, fine

@@ -1,7 +1,7 @@
 """The prompt encoder: points and boxes to query tokens (method: 1.5).
 
-Every prompt is a pair of corners (a point is the 4 x 4 pixel box around it), so its tokens are the encodings of two corners, followed by mask
-tokens that the mask decoder turns into masks: one for each mask of a point, one for a box or a set of points.
+Every prompt is a pair of corners (a point is the 4 x 4 pixel box around it), so its tokens are the encodings of two corners, followed by
+mask tokens that the mask decoder turns into masks: one for each mask of a point, one for a box or a set of points.
 """
 
 import torch
@@ -49,7 +49,7 @@ class PromptEncoder(nn.Module):
         """
         batch, sets, count, _ = points_xy.shape
         flat = points_xy.flatten(1, 2)
-        corners = self._corners(flat, flat, mask_features) + self.point_embed + self.label_embed(labels.flatten(1, 2))[:, :, None]
+        corners = self._corners(flat, flat, mask_features) + self.point_embed + self.label_embed(labels.flatten(1, 2).long())[:, :, None]
         return self._with_mask_tokens(corners.reshape(batch, sets, 2 * count, -1), self.mask_embed[:, :1])
 
     def _corners(self, first_xy: Tensor, last_xy: Tensor, mask_features: Tensor, radius: float = POINT_RADIUS) -> Tensor:
@@ -59,7 +59,8 @@ class PromptEncoder(nn.Module):
         corners = torch.stack([first_xy - radius, last_xy + radius], dim=2) / size
         centre = (first_xy + last_xy) / 2 / size
         content = F.grid_sample(mask_features, 2 * centre[:, :, None] - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
-        return self.position(corners) + self.corner_embed + content.permute(0, 2, 3, 1)
+        tokens: Tensor = self.position(corners) + self.corner_embed + content.permute(0, 2, 3, 1)
+        return tokens
 
     @staticmethod
     def _with_mask_tokens(corners: Tensor, mask_tokens: Tensor) -> Tensor:

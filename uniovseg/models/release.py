@@ -1,14 +1,16 @@
 """The released stage-1 checkpoint (``stage1.pth``, a detectron2 file) in our names, and back.
 
-The release names the mask branch ``sem_seg_head.pixel_decoder.*`` and ``sem_seg_head.predictor.*`` and the CLIP ``backbone.clip_model.*`` (open_clip's
-own names). A rule is a pattern of ours and its pattern there; ``{}`` stands for the same text on both sides. The first rule that matches counts.
+The release names the mask branch ``sem_seg_head.pixel_decoder.*`` and ``sem_seg_head.predictor.*``, and the CLIP ``backbone.clip_model.*``
+(open_clip's own names). A rule is a pattern of ours and its pattern there: the last ``{}`` stands for the rest of the name, the others for
+layer numbers, the same on both sides. The first rule that matches counts.
 """
 
+import codecs
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,6 +21,19 @@ from uniovseg.models.mask_generator import MaskGenerator, MaskGeneratorConfig, b
 
 RELEASE_CHANNELS = (192, 384, 768, 1536)
 """Channels of convnext_large_d_320 at strides 4, 8, 16, 32."""
+
+_RECONSTRUCT = cast(Callable[..., Any], np.empty(0).__reduce__()[0])
+_NUMPY: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),  # the name that numpy 1 wrote
+    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.float16)),
+    type(np.dtype(np.int64)),
+    codecs.encode,
+]
+"""What a pickled numpy array names: rebuilt from bytes, it runs no code of the file."""
 
 CLIP_PREFIX = "backbone.clip_model."
 _PIXEL, _PREDICTOR, _PROMPT = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.", "sem_seg_head.predictor.prompt_encoder."
@@ -60,27 +75,26 @@ RULES: tuple[tuple[str, str], ...] = (
 
 def _matcher(pattern: str) -> re.Pattern[str]:
     pieces = [re.escape(piece) for piece in pattern.split("{}")]
-    # All but the last wildcard are layer numbers; the last is the rest of the name.
     gaps = [r"(\d+)"] * (len(pieces) - 2) + [r"(.+)"] * (len(pieces) > 1)
     return re.compile("".join(piece + gap for piece, gap in zip(pieces, [*gaps, ""], strict=True)))
 
 
+def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for source, target in rules:
+        match = _matcher(source).fullmatch(name)
+        if match:
+            return target.format(*match.groups())
+    raise KeyError(name)
+
+
 def to_release(name: str) -> str:
     """The release's name of one of our mask generator's tensors. Raises KeyError for a name that no rule covers."""
-    for ours, theirs in RULES:
-        match = _matcher(ours).fullmatch(name)
-        if match:
-            return theirs.format(*match.groups())
-    raise KeyError(name)
+    return _rename(name, RULES)
 
 
 def from_release(name: str) -> str:
     """Our name of one of the release's mask branch tensors. Raises KeyError for a name that no rule covers."""
-    for ours, theirs in RULES:
-        match = _matcher(theirs).fullmatch(name)
-        if match:
-            return ours.format(*match.groups())
-    raise KeyError(name)
+    return _rename(name, ((theirs, ours) for ours, theirs in RULES))
 
 
 def release_generator() -> MaskGenerator:
@@ -103,13 +117,16 @@ class ReleasedWeights(NamedTuple):
 
 
 def read_release(path: str | Path) -> ReleasedWeights:
-    """Read ``stage1.pth``.
+    """Read ``stage1.pth``: tensors (or numpy arrays, which detectron2 writes too) under ``model``, or a bare state dict.
+
+    Nothing in the file is executed: it is read with ``weights_only``, which takes tensors, plain containers and, here, numpy arrays.
 
     Raises:
-        CheckpointError: no such file; not a tensor-only torch file; tensors missing, left over, or of another shape than released.
+        CheckpointError: no such file; not a file of tensors; tensors missing, left over, or of another shape than released.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError("the released checkpoint cannot be read", seen=path, fix=str(error.strerror)) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -119,18 +136,29 @@ def read_release(path: str | Path) -> ReleasedWeights:
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not state:
         raise CheckpointError("the file holds no state dict", seen=type(loaded).__name__, allowed="a dict of tensors, or one under 'model'")
-    return split_release({name: torch.as_tensor(value) for name, value in state.items() if isinstance(value, Tensor | np.ndarray)})
+    strange = [name for name, value in state.items() if not isinstance(value, Tensor | np.ndarray)]
+    if strange:
+        raise CheckpointError(
+            "the checkpoint's state dict holds more than tensors", seen=f"{strange[0]}: {type(state[strange[0]]).__name__}"
+        )
+    return split_release({name: torch.as_tensor(value) for name, value in state.items()})
 
 
 def split_release(state: Mapping[str, Tensor]) -> ReleasedWeights:
-    """Sort a released state dict into our names; every tensor is accounted for. Raises CheckpointError as `read_release` does."""
+    """Sort a released state dict into our names. Every tensor of the mask branch is accounted for, and every other is one of the CLIP.
+
+    Raises:
+        CheckpointError: names the first missing and left-over tensors and counts them, or the first wrong shape.
+    """
     expected = release_names()
     clip = {name.removeprefix(CLIP_PREFIX): value for name, value in state.items() if name.startswith(CLIP_PREFIX)}
     branch = {name: value for name, value in state.items() if not name.startswith(CLIP_PREFIX)}
     missing, left_over = sorted(expected.keys() - branch.keys()), sorted(branch.keys() - expected.keys())
     if missing or left_over:
         raise CheckpointError(
-            "the checkpoint is not the released stage 1", seen=f"{_some('missing', missing)}; {_some('left over', left_over)}", allowed="its 358 tensors"
+            "the checkpoint is not the released stage 1",
+            seen=f"{_some('missing', missing)}; {_some('left over', left_over)}",
+            allowed=f"the {len(expected)} tensors of the released mask branch and those of its CLIP",
         )
     wrong = [name for name, value in branch.items() if list(value.shape) != expected[name]]
     if wrong:

@@ -1,37 +1,54 @@
-"""Dense binary masks: overlaps and suppression of near-duplicates."""
+"""Dense binary masks: suppression of near-duplicates."""
 
 import torch
 from torch import Tensor
 
-
-def overlaps(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairwise intersections and areas of [N, P] masks, in pixels: float32 [N, N] and [N] (exact below 2^24)."""
-    flat = masks.float()
-    return flat @ flat.T, flat.sum(1)
+BLOCK = 128
+"""Masks that `inner_nms` compares at once with those kept so far."""
 
 
 def inner_nms(masks: Tensor, scores: Tensor, iou_threshold: float, inner_threshold: float) -> Tensor:
-    """Keep masks greedily by descending score; a kept mask i suppresses j when ``IoU(i, j) >= iou_threshold`` or ``|i and j| / |j| >= inner_threshold``.
+    """Keep masks greedily by descending score.
 
-    So a mask mostly inside a better one goes, while a better small one inside a worse large one leaves that alone (method: 1.7).
+    A kept mask i suppresses j when ``IoU(i, j) >= iou_threshold`` or ``|i and j| / |j| >= inner_threshold``: a mask mostly inside a better
+    one goes, while a better small one inside a worse large one leaves that alone (method: 1.7). Blocks of masks are compared with the kept
+    ones only, so the cost grows with candidates times kept, not with candidates squared.
 
     Args:
         masks: [N, P] bool, flattened.
         scores: [N].
+        iou_threshold, inner_threshold: in [0, 1].
 
     Returns:
         [K] int64 indices of the kept masks, best first (ties: lowest index first).
     """
-    if len(masks) == 0:
-        return torch.zeros(0, dtype=torch.int64, device=masks.device)
     order = scores.argsort(descending=True, stable=True)
-    intersection, area = overlaps(masks[order])
-    union = area[:, None] + area - intersection
-    eps = 1e-6
-    suppresses = ((intersection + eps) / (union + eps) >= iou_threshold) | ((intersection + eps) / (area + eps) >= inner_threshold)
+    kept, pixels = order[:0], masks[:0].float()
+    for block in torch.split(order, BLOCK):
+        flat = masks[block].float()
+        if len(kept):
+            free = ~_suppresses(pixels, flat, iou_threshold, inner_threshold).any(0)
+            block, flat = block[free], flat[free]
+        alive = _greedy(_suppresses(flat, flat, iou_threshold, inner_threshold))
+        kept, pixels = torch.cat([kept, block[alive]]), torch.cat([pixels, flat[alive]])
+    return kept
+
+
+def _suppresses(better: Tensor, worse: Tensor, iou_threshold: float, inner_threshold: float) -> Tensor:
+    """bool [I, J]: whether mask i of `better` [I, P] suppresses mask j of `worse` [J, P]; both 0 or 1, float32 (exact to 2^24 pixels)."""
+    shared = better @ worse.T
+    area = worse.sum(1)
+    union = better.sum(1)[:, None] + area - shared
+    # >= without a division: a mask of no pixel is inside any other.
+    return (shared >= iou_threshold * union) | (shared >= inner_threshold * area)
+
+
+def _greedy(suppresses: Tensor) -> Tensor:
+    """bool [N]: which of N masks, best first, survive when each survivor removes the later ones it suppresses."""
     matrix = suppresses.cpu().numpy()
-    alive = torch.ones(len(order), dtype=torch.bool).numpy()
-    for i in range(len(order)):
-        if alive[i]:
-            alive[i + 1 :] &= ~matrix[i, i + 1 :]
-    return order[torch.from_numpy(alive).to(order.device)]
+    alive = torch.ones(len(matrix), dtype=torch.bool)
+    survivors = alive.numpy()
+    for i in range(len(matrix)):
+        if survivors[i]:
+            survivors[i + 1 :] &= ~matrix[i, i + 1 :]
+    return alive.to(suppresses.device)

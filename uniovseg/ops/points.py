@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SAMPLES_AT_ONCE = 1 << 22
+"""How many candidate points are held at once when points are drawn by uncertainty."""
+
 
 def grid_points(per_side: int, valid_xyxy: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Cell centres of a grid over a rectangle, x fastest.
@@ -35,14 +38,16 @@ def point_sample(maps: Tensor, points_xy: Tensor) -> Tensor:
     Returns:
         [N, P].
     """
-    return F.grid_sample(maps[:, None], 2 * points_xy[:, :, None] - 1, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0, :, 0]
+    grid = 2 * points_xy[:, :, None] - 1
+    return F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0, :, 0]
 
 
 @torch.no_grad()
 def uncertain_points(logits: Tensor, count: int, oversample: float, importance: float, generator: torch.Generator) -> Tensor:
-    """Points for a mask loss, mostly where the mask is uncertain (PointRend).
+    """Points for a mask loss, mostly where the mask is uncertain (PointRend, arXiv 1912.08193, section 3.1).
 
-    Of ``count * oversample`` uniform candidates the ``count * importance`` with the smallest absolute logit are kept; uniform points fill the rest.
+    Of ``count * oversample`` uniform candidates the ``count * importance`` with the smallest absolute logit are kept; uniform points fill
+    the rest. Masks are taken a slice at a time, so that memory stays bounded.
 
     Args:
         logits: [N, h, w].
@@ -54,8 +59,11 @@ def uncertain_points(logits: Tensor, count: int, oversample: float, importance: 
     Returns:
         [N, P, 2] (x, y) in [0, 1].
     """
-    chosen = int(count * importance)
-    candidates = torch.rand(len(logits), int(count * oversample), 2, generator=generator, device=logits.device)
-    hardest = point_sample(logits, candidates).abs().topk(chosen, dim=1, largest=False, sorted=False).indices
-    rest = torch.rand(len(logits), count - chosen, 2, generator=generator, device=logits.device)
-    return torch.cat([candidates.gather(1, hardest[..., None].expand(-1, -1, 2)), rest], dim=1)
+    chosen, device = int(count * importance), logits.device
+    drawn = []
+    for part in torch.split(logits, max(1, SAMPLES_AT_ONCE // int(count * oversample))):
+        candidates = torch.rand(len(part), int(count * oversample), 2, generator=generator, device=device)
+        hardest = point_sample(part, candidates).abs().topk(chosen, dim=1, largest=False, sorted=False).indices
+        rest = torch.rand(len(part), count - chosen, 2, generator=generator, device=device)
+        drawn.append(torch.cat([candidates.gather(1, hardest[..., None].expand(-1, -1, 2)), rest], dim=1))
+    return torch.cat(drawn)

@@ -1,14 +1,15 @@
 """Run-length masks: all masks of one image as one ragged tensor, from the Parquet shard to the loss, never decoded.
 
-A COCO run-length mask lists, in column-major order (down the first column, then the second), how many pixels are 0, then 1, then 0, ... The
-cumulative sums of these counts are the *run ends*: pixel ``p = x * h + y`` of a mask lies in the first run whose end is above p, and its value is
-the parity of that run. So a label at any point is a binary search, and a thousand labels are one vectorised `torch.searchsorted`, on the device
-of the model. To search all masks at once their run ends lie one after another, mask i shifted by ``i * h * w``, which keeps the whole array sorted;
-such a shifted position is called a *key* below. Areas, boxes and overlaps come from the *intervals*, the runs of ones.
+A COCO run-length mask lists, in column-major order (down the first column, then the second), how many pixels are 0, then 1, then 0, ...
+The cumulative sums of these counts are the *run ends*: pixel ``p = x * h + y`` of a mask lies in the first run whose end is above p, and
+its value is the parity of that run. So a label at any point is a binary search, and a thousand labels are one vectorised
+`torch.searchsorted`, on the device of the model. To search all masks at once their run ends lie one after another, mask i shifted by
+``i * h * w``, which keeps the whole array sorted; such a shifted position is called a *key* below. Areas, boxes and overlaps come from the
+*intervals*, the runs of ones.
 
-The compressed form writes each count as 5-bit groups in printable characters (low bits first; bit 5 says that another follows; the last group's
-bit 4 is the sign), and from a mask's fourth count on only the difference to the count two before. So the counts form two chains, every second
-one, and parsing is two running sums that start anew at each mask: no loop over characters or runs.
+The compressed form writes each count as 5-bit groups in printable characters (low bits first; bit 5 says that another follows; the last
+group's bit 4 is the sign), and from a mask's fourth count on only the difference to the count two before. So the counts form two chains,
+every second one, and parsing is two running sums that start anew at each mask: no loop over characters or runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,8 @@ class RunLengthMasks:
     """N binary masks of one image.
 
     Attributes:
-        ends: [R] int64, run ends of all masks; those of mask i are shifted by ``i * h * w``, so the array never decreases. Runs alternate 0, 1 and
-            start with 0 in every mask; runs of no pixel are allowed.
+        ends: [R] int64, run ends of all masks; those of mask i are shifted by ``i * h * w``, so the array never decreases. Runs alternate
+            0, 1 and start with 0 in every mask; runs of no pixel are allowed.
         splits: [N + 1] int64, index of each mask's first run.
         size: (h, w) in pixels.
     """
@@ -58,8 +59,8 @@ class RunLengthMasks:
             size: (h, w) in pixels.
 
         Raises:
-            DataError: a character out of range, a value cut at the end or too long, a negative count, or counts that do not sum to h * w; the
-                message names the mask.
+            DataError: a character out of range, a value cut at the end or too long, a negative count, or counts that do not sum to h * w;
+                the message names the mask.
         """
         counts, splits = _decode_counts(characters[offsets[0] : offsets[-1]], offsets - offsets[0])
         return cls._from_run_lengths(counts, splits, size)
@@ -85,23 +86,19 @@ class RunLengthMasks:
         Raises:
             DataError: a mask of another size or form, or one that `from_counts` or `from_runs` rejects; the message names the mask.
         """
+        form = "{'size': [h, w], 'counts': str, bytes or list}"
         for index, segmentation in enumerate(segmentations):
             if not isinstance(segmentation, Mapping) or not isinstance(segmentation.get("counts"), str | bytes | list):
-                raise DataError(
-                    f"mask {index} is no run-length segmentation",
-                    seen=str(segmentation)[:80],
-                    allowed="{'size': [h, w], 'counts': str, bytes or list}",
-                )
+                raise DataError(f"mask {index} is no run-length segmentation", seen=str(segmentation)[:80], allowed=form)
             if segmentation.get("size") not in (list(size), tuple(size)):
                 raise DataError(f"mask {index} has another size", seen=segmentation.get("size"), allowed=list(size))
         counts = [segmentation["counts"] for segmentation in segmentations]
-        if counts and all(isinstance(item, list) for item in counts):
-            return cls.from_runs(counts, size)
-        # "?" is no ASCII in the source and out of no range here, so a character beyond ASCII becomes one that the parser rejects by mask.
-        compressed = [
-            b"" if isinstance(item, list) else item.encode("ascii", "replace") if isinstance(item, str) else item for item in counts
-        ]
-        if not any(isinstance(item, list) for item in counts):
+        listed = [isinstance(item, list) for item in counts]
+        # Each list is an empty string to the parser, so that its messages count the masks right. UTF-8 makes a character beyond ASCII one
+        # that it rejects.
+        encoded = [item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item for item in counts]
+        compressed = [b"" if isinstance(item, list) else item for item in encoded]
+        if not any(listed):
             return cls.from_counts(compressed, size)
         values, splits = _decode_counts(np.frombuffer(b"".join(compressed), np.uint8), _offsets(compressed))
         parsed = np.split(values, splits[1:-1])
@@ -134,8 +131,9 @@ class RunLengthMasks:
     def from_dense(cls, masks: Tensor) -> "RunLengthMasks":
         """From a bool tensor [N, h, w]; the result is on its device."""
         count, height, width = masks.shape
-        # Which pixels differ from the one before them in column-major order is found in the tensor's own row-major order, without a transposed
-        # copy: the pixel before is the one above, and for the top row the bottom of the column to the left. Only the few borders are sorted.
+        # Which pixels differ from the one before them in column-major order is found in the tensor's own row-major order, without a
+        # transposed copy: the pixel before is the one above, and for the top row the bottom of the column to the left. Only the borders
+        # are sorted.
         change = torch.empty(count, height, width, dtype=torch.bool, device=masks.device)
         torch.ne(masks[:, 1:], masks[:, :-1], out=change[:, 1:])
         change[:, 0, 1:] = masks[:, 0, 1:] != masks[:, -1, :-1]
@@ -155,7 +153,7 @@ class RunLengthMasks:
 
     @classmethod
     def cat(cls, parts: Sequence["RunLengthMasks"]) -> "RunLengthMasks":
-        """The masks of all parts, in order. There must be at least one part, all on one device. Raises DataError when their sizes differ."""
+        """The masks of all parts, in order. At least one part, all on one device. Raises DataError when their sizes differ."""
         size = parts[0].size
         if any(part.size != size for part in parts):
             raise DataError("masks of different sizes cannot be joined", seen=[part.size for part in parts])
@@ -173,7 +171,7 @@ class RunLengthMasks:
         return len(self.splits) - 1
 
     def __eq__(self, other: object) -> bool:
-        """Whether both hold the same masks, pixel for pixel and in the same order, however their runs are cut; the device does not count."""
+        """Whether both hold the same masks, pixel for pixel and in order, however their runs are cut and on whatever device."""
         if not isinstance(other, RunLengthMasks):
             return NotImplemented
         if self.size != other.size or len(self) != len(other):
@@ -206,25 +204,26 @@ class RunLengthMasks:
             index: [K] the masks asked, repeats allowed; None asks all N in order.
 
         Returns:
-            bool [K, P] (K = N without `index`): whether the pixel that contains the point belongs to the mask; False outside the image (and at NaN).
+            bool [K, P] (K = N without `index`): whether the pixel that contains the point belongs to the mask; False outside the image
+            and at NaN.
 
         Differs: the release samples resized masks bilinearly; here a label is the exact value of one pixel.
         """
         height, width = self.size
         x, y = points_xy.unbind(-1)
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        position = torch.where(inside, x.to(torch.int64) * height + y.to(torch.int64), 0)
+        position = torch.add(y.to(torch.int64), x.to(torch.int64), alpha=height).masked_fill_(~inside, 0)
         if position.dim() == 1 and index is None and len(self.ends) < len(self) * len(position):
             return self._sample_shared(position) & inside
         asked = torch.arange(len(self), device=position.device) if index is None else index
-        run = torch.searchsorted(self.ends, position + asked[:, None] * self._pixels, right=True)
-        return ((run - self.splits[asked, None]) % 2 == 1) & inside
+        run = torch.searchsorted(self.ends, position + asked[:, None] * self._pixels, right=True, out_int32=True)
+        return ((run - self.splits[asked, None].int()) & 1).bool() & inside
 
     def _sample_shared(self, position: Tensor) -> Tensor:
         """[N, P] values at the same column-major positions [P] of all masks.
 
-        Turned round, which is cheaper when the runs are fewer than the look-ups: every run's end is searched among the sorted positions, where it
-        flips the label of all that follow.
+        Turned round, which is cheaper when the runs are fewer than the look-ups: every run's end is searched among the sorted positions,
+        where it flips the label of all that follow.
         """
         ordered, order = position.sort()
         owner = _owners(self.splits.diff())
@@ -232,7 +231,7 @@ class RunLengthMasks:
         row = len(position) + 1  # the last column takes the ends beyond all positions
         flips = torch.zeros(len(self) * row, dtype=torch.int32, device=rank.device)
         flips.index_add_(0, owner * row + rank, torch.ones_like(rank, dtype=torch.int32))
-        labels = flips.view(-1, row).cumsum(1, dtype=torch.int32) % 2 == 1
+        labels = (flips.view(-1, row).cumsum(1, dtype=torch.int32) & 1).bool()
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)
         return labels.index_select(1, inverse)
@@ -273,7 +272,7 @@ class RunLengthMasks:
         rows = y1 - y0
         left, right = first // rows, last // rows
         several = right > left  # reaches over a column's border: touches the strip's bottom row, then its top row
-        top, bottom = torch.where(several, 0, first % rows), torch.where(several, rows - 1, last % rows)
+        top, bottom = torch.where(several, 0, first - left * rows), torch.where(several, rows - 1, last - right * rows)
         for side, (value, reduce) in enumerate([(left, "amin"), (top + y0, "amin"), (right + 1, "amax"), (bottom + y0 + 1, "amax")]):
             boxes[:, side] = boxes[:, side].scatter_reduce(0, owner, value, reduce, include_self=False)
         return area, boxes
@@ -281,8 +280,8 @@ class RunLengthMasks:
     def intersection(self, other: "RunLengthMasks") -> Tensor:
         """Pixels that mask i of self and mask j of other share, int64 [N, M]. Both must be of one size and on one device.
 
-        A pair whose boxes meet takes the intervals of mask i in the columns of j's box; the pixels of j in an interval are the difference of j's
-        area before its end and before its start, two binary searches. Raises DataError when the sizes differ.
+        A pair whose boxes meet takes the intervals of mask i in the columns of j's box; the pixels of j in an interval are the difference
+        of j's area before its end and before its start, two binary searches. Raises DataError when the sizes differ.
         """
         if self.size != other.size:
             raise DataError("masks of different sizes have no intersection", seen=other.size, allowed=self.size)
@@ -295,8 +294,8 @@ class RunLengthMasks:
         stop = torch.searchsorted(starts, mine * self._pixels + boxes[theirs, 2] * self.size[0])
         area_before = _AreaBefore(other)
         shared = torch.zeros(len(self) * len(other), dtype=torch.int64, device=self.ends.device)
-        chunk_sizes = torch.bincount((stop - begin).cumsum(0) // _PAIRED_INTERVALS).tolist()
-        for pairs in torch.arange(len(mine), device=mine.device).split(chunk_sizes):
+        chunk = (stop - begin).cumsum(0) // _PAIRED_INTERVALS
+        for pairs in torch.tensor_split(torch.arange(len(mine), device=mine.device), chunk.diff().nonzero().flatten().cpu() + 1):
             lengths = (stop - begin)[pairs]
             owner = _owners(lengths)
             interval = torch.arange(len(owner), device=owner.device) + (begin[pairs] - _splits(lengths)[:-1])[owner]
@@ -306,7 +305,7 @@ class RunLengthMasks:
         return shared.view(len(self), len(other))
 
     def iou(self, other: "RunLengthMasks") -> Tensor:
-        """Intersection over union, float64 [N, M] in [0, 1]; 0 where both masks are empty. Exact up to the division, as `pycocotools.mask.iou`."""
+        """Intersection over union, float64 [N, M] in [0, 1], as `pycocotools.mask.iou`; 0 where both masks are empty."""
         shared = self.intersection(other)
         union = self.area()[:, None] + other.area() - shared
         return shared.double() / union.clamp(min=1)
@@ -316,16 +315,15 @@ class RunLengthMasks:
     def to_dense(self) -> Tensor:
         """bool [N, h, w] on the masks' device (made on the CPU: for pictures, tests and small images)."""
         height, width = self.size
-        lengths = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
-        ones = (torch.arange(len(self.ends), device=self.ends.device) - self.splits[_owners(self.splits.diff())]) % 2 == 1
-        columns = np.repeat(ones.cpu().numpy(), lengths.cpu().numpy()).reshape(len(self), width, height)
+        lengths = self._lengths()
+        ones = (torch.arange(len(self.ends), device=self.ends.device) - self.splits[_owners(self.splits.diff())]) & 1
+        columns = np.repeat(ones.bool().cpu().numpy(), lengths.cpu().numpy()).reshape(len(self), width, height)
         return torch.from_numpy(np.ascontiguousarray(columns.transpose(0, 2, 1))).to(self.ends.device)
 
     def to_counts(self) -> list[bytes]:
-        """Compressed COCO counts of each mask, byte for byte as `pycocotools.mask.encode` writes them (runs of no pixel are joined first)."""
+        """Compressed COCO counts of each mask, byte for byte as `pycocotools.mask.encode` writes them."""
         joined = self._joined()
-        counts = torch.diff(joined.ends, prepend=joined.ends.new_zeros(1)).cpu().numpy()
-        characters, offsets = _encode_counts(counts, joined.splits.cpu().numpy())
+        characters, offsets = _encode_counts(joined._lengths().cpu().numpy(), joined.splits.cpu().numpy())
         text = characters.tobytes()
         return [text[begin:stop] for begin, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
@@ -339,6 +337,10 @@ class RunLengthMasks:
     def _pixels(self) -> int:
         return self.size[0] * self.size[1]
 
+    def _lengths(self) -> Tensor:
+        """Pixels of each run, int64 [R]."""
+        return torch.diff(self.ends, prepend=self.ends.new_zeros(1))
+
     def _intervals(self) -> tuple[Tensor, Tensor, Tensor]:
         """Runs of ones: mask, start key and end key of each, int64, in ascending order; runs of no pixel included."""
         lengths = self.splits.diff() // 2
@@ -348,13 +350,16 @@ class RunLengthMasks:
 
     def _joined(self) -> "RunLengthMasks":
         """The same masks with the fewest runs: none without pixels but a leading one, which makes equal masks equal tensors."""
+        lengths = self._lengths()
+        lengths[self.splits[:-1]] = 1
+        if bool((lengths > 0).all()):
+            return self
         owner, starts, ends = self._intervals()
         kept = starts < ends
         owner, starts, ends = owner[kept], starts[kept], ends[kept]
         mark = owner.new_full((1,), -1)
-        touches = (starts == torch.cat([mark, ends])[:-1]) & (
-            owner == torch.cat([mark, owner])[:-1]
-        )  # the interval before, of the same mask
+        # Whether an interval goes on from the one before, of the same mask.
+        touches = (starts == torch.cat([mark, ends])[:-1]) & (owner == torch.cat([mark, owner])[:-1])
         touched = torch.cat([touches, touches.new_zeros(1)])[1:]
         owner = owner[~touches]
         borders = torch.stack([starts[~touches], ends[~touched]], 1)
@@ -396,7 +401,7 @@ def _offsets(rows: Sequence[Any]) -> NDArray[np.int64]:
 
 
 def _true_positions(flags: Tensor) -> Tensor:
-    """[K] int64 indices where [P] bool flags are set, ascending. On the CPU numpy's search for rare flags is ten times faster than torch's."""
+    """[K] int64 indices where [P] bool flags are set, ascending. On the CPU numpy finds rare flags ten times faster than torch."""
     if flags.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(flags.numpy()))
     return flags.nonzero().flatten()
@@ -404,7 +409,8 @@ def _true_positions(flags: Tensor) -> Tensor:
 
 def _rows_before(positions: Tensor, height: int, y0: int, y1: int) -> Tensor:
     """Pixels with y0 <= y < y1 before a column-major position of columns of `height`."""
-    return positions // height * (y1 - y0) + (positions % height).clamp(y0, y1) - y0
+    column = positions // height
+    return column * (y1 - y0) + (positions - column * height).clamp(y0, y1) - y0
 
 
 def _overlapping(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
@@ -460,7 +466,7 @@ def _check_codes(
 
 
 def _undo_differences(values: NDArray[np.int64], splits: NDArray[np.int64]) -> None:
-    """Turn differences to the value two before into the values, in place: running sums over every second one, restarted at each mask's heads."""
+    """Turn differences to the value two before into the values, in place: running sums over every second one, restarted at the heads."""
     heads = _heads(splits)
     for parity in (0, 1):
         chain = values[parity::2]
@@ -476,9 +482,17 @@ def _encode_counts(counts: NDArray[np.int64], splits: NDArray[np.int64]) -> tupl
     values[2:] -= counts[:-2]
     heads = _heads(splits)
     values[heads] = counts[heads]
-    magnitude = values ^ (values >> 63)  # -1 - v for negative v: k groups hold it when it needs less than 5 k bits
-    longest = max(1, -(-(int(magnitude.max(initial=0)).bit_length() + 1) // 5))
-    groups = np.arange(longest)
-    lengths = 1 + (magnitude[:, None] >> (5 * groups[1:] - 1) > 0).sum(1)
-    codes = (values[:, None] >> (5 * groups) & 31) + 32 * (groups < lengths[:, None] - 1) + 48
-    return codes[groups < lengths[:, None]].astype(np.uint8), np.append(0, np.cumsum(lengths))[splits]
+    magnitude = values ^ (values >> 63)  # -1 - v for negative v: k groups hold a value when this needs less than 5 k bits
+    lengths = np.ones(len(values), np.int64)
+    longer = np.flatnonzero(magnitude >> 4)
+    while len(longer):  # once per character of the longest value, as below
+        lengths[longer] += 1
+        longer = longer[magnitude[longer] >> (5 * lengths[longer] - 1) > 0]
+    offsets = np.append(0, np.cumsum(lengths))
+    characters = np.empty(offsets[-1], np.uint8)
+    writing, group = np.arange(len(values)), 0
+    while len(writing):
+        more = lengths[writing] > group + 1
+        characters[offsets[writing] + group] = (values[writing] >> 5 * group & 31) + 32 * more + 48
+        writing, group = writing[more], group + 1
+    return characters, offsets[splits]

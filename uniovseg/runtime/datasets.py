@@ -1,0 +1,101 @@
+"""The feed from Ray Data: a rank's rows in the order of the plan, read by window and decoded on any CPU of the cluster.
+
+Two operators. *Read*: one task a run of consecutive steps reads the row groups that this rank needs for them, once, and emits the rows, still JPEG and
+run lengths, in the plan's order. *Make*: tasks on any CPU turn blocks of rows into training samples. They are kept apart by their CPU shares (equal ones would
+be fused into a single task, which would decode a whole window on one core), and the order is kept from end to end.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from uniovseg.data import sample_table
+from uniovseg.data.feed import GroupReader, SampleMaker
+from uniovseg.data.plan import Plan
+from uniovseg.data.shards import SCHEMA, ShardSet, to_record
+from uniovseg.records import MaskBatch
+
+ROWS_A_BLOCK = 32
+"""About how many rows one *make* task turns into samples."""
+
+STEPS_A_DATASET = 4096
+"""Steps that one Ray dataset covers; its tasks are listed up front, so a long run is a chain of datasets."""
+
+PLANNED_SCHEMA = SCHEMA.append(pa.field("epoch", pa.int64()))
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRows:
+    """Which rows to read: the plan, this rank's place, and micro-batches a step. Picklable."""
+
+    uri: str
+    rows_per_group: tuple[int, ...]
+    seed: int
+    batch_size: int
+    window_groups: int
+    rank: int
+    world_size: int
+    parts: int
+
+    def read(self, start: int, stop: int) -> Iterator[pa.Table]:
+        """This rank's rows of the steps [start, stop), in blocks of whole micro-batches."""
+        plan = Plan(self.rows_per_group, seed=self.seed, batch_size=self.batch_size, window_groups=self.window_groups)
+        reader = GroupReader(ShardSet(self.uri), 2 * self.window_groups)
+        per_block = max(1, ROWS_A_BLOCK * self.world_size * self.parts // self.batch_size)
+        slices = islice(plan.slices(start, self.rank, self.world_size, self.parts), (stop - start) * self.parts)
+        while block := [item for part in islice(slices, per_block) for item in part]:
+            table = pa.concat_tables([reader.row(item) for item in block])
+            yield table.append_column(PLANNED_SCHEMA.field("epoch"), pa.array(np.array([item.epoch for item in block])))
+
+
+class PlanSource(Datasource):  # type: ignore[misc]
+    """A Ray datasource that reads planned rows: one task for each run of `steps_a_task` steps."""
+
+    def __init__(self, rows: PlannedRows, start: int, stop: int, steps_a_task: int) -> None:
+        super().__init__()
+        self._rows, self._start, self._stop, self._steps = rows, start, stop, steps_a_task
+
+    def estimate_inmemory_data_size(self) -> None:
+        """Not known without reading."""
+        return
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None) -> list[ReadTask]:
+        """The tasks, in the plan's order, whatever parallelism is asked for."""
+
+        def task(begin: int) -> ReadTask:
+            rows, end = self._rows, min(begin + self._steps, self._stop)
+            share = rows.batch_size // rows.world_size
+            metadata = BlockMetadata(num_rows=share * (end - begin), size_bytes=None, input_files=None, exec_stats=None)
+            return ReadTask(lambda: rows.read(begin, end), metadata, schema=PLANNED_SCHEMA)
+
+        return [task(begin) for begin in range(self._start, self._stop, self._steps)]
+
+
+def make_samples(table: pa.Table, maker: SampleMaker) -> pa.Table:
+    """A block of planned rows as a block of training samples."""
+    made = [maker(to_record(table, row), table.column("epoch")[row].as_py()) for row in range(len(table))]
+    return sample_table.to_table([sample for sample, _ in made], [seed for _, seed in made])
+
+
+def ray_batches(rows: PlannedRows, maker: SampleMaker, start: int, stop: int) -> Iterator[MaskBatch]:
+    """This rank's micro-batches of the steps [start, stop), by Ray Data."""
+    share = rows.batch_size // rows.world_size // rows.parts
+    rows_a_window = rows.window_groups * max(rows.rows_per_group)
+    steps_a_task = max(1, rows_a_window // rows.batch_size)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    for begin in range(start, stop, STEPS_A_DATASET):
+        end = min(begin + STEPS_A_DATASET, stop)
+        source = PlanSource(rows, begin, end, min(steps_a_task, end - begin))
+        planned = ray.data.read_datasource(source, override_num_blocks=-(-(end - begin) // steps_a_task), num_cpus=0.25)
+        samples = planned.map_batches(make_samples, batch_size=None, batch_format="pyarrow", fn_kwargs={"maker": maker}, num_cpus=0.5, zero_copy_batch=True)
+        for table in samples.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2):
+            yield sample_table.to_batch(table)

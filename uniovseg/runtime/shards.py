@@ -1,0 +1,133 @@
+"""Writing a shard set in parts: each part commits alone, and the manifest, written last, merges the commits.
+
+A part is one task's share of a source. It writes its Parquet file, then its rejected samples, then a small commit file: only with that does it count.
+A part that is tried again writes the same names over; a run that is started again skips the parts that are committed.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from uniovseg import storage
+from uniovseg.config import Config
+from uniovseg.data.shards import MANIFEST, Manifest, ShardInfo, masks_of, rejects_table, to_table
+from uniovseg.records import ImageMasks, Rejected
+from uniovseg.storage import Location
+
+REJECTS = "rejects.parquet"
+
+
+class PartRange(Config):
+    """What a part reads, and what it is called."""
+
+    name: str = Field(..., description="name of its shard and commit: the source file and the first offset")
+    source: str = Field(..., description="URI of the file it reads")
+    begin: int = Field(..., ge=0, description="first byte of a tar, or first image of an annotation file")
+    end: int = Field(..., ge=0, description="end of the range, exclusive")
+
+
+class Commit(Config):
+    """What a finished part wrote."""
+
+    part: PartRange = Field(..., description="the part")
+    shard: ShardInfo | None = Field(..., description="the shard; null when no sample was kept")
+    masks: int = Field(..., ge=0, description="masks in the shard")
+    rejects: dict[str, int] = Field(..., description="rejected samples by reason")
+
+
+class _ShardWriter:
+    """Collects records into row groups of one Parquet file in memory; a part is small enough, and its file appears whole or not at all."""
+
+    def __init__(self, source: str, rows_per_group: int) -> None:
+        self.source, self.rows_per_group = source, rows_per_group
+        self.buffer = io.BytesIO()
+        self.rows: list[int] = []
+        self.masks = 0
+        self._group: list[tuple[int, ImageMasks]] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, offset: int, record: ImageMasks) -> None:
+        self._group.append((offset, record))
+        if len(self._group) == self.rows_per_group:
+            self._flush()
+
+    def _flush(self) -> None:
+        offsets, records = [offset for offset, _ in self._group], [record for _, record in self._group]
+        table = to_table(records, [self.source] * len(records), offsets)
+        if self._writer is None:  # images are compressed already; run lengths shrink to a third
+            self._writer = pq.ParquetWriter(self.buffer, table.schema, compression={"counts.list.element": "zstd"}, use_dictionary=False)
+        self._writer.write_table(table, row_group_size=len(records))
+        self.rows.append(len(records))
+        self.masks += masks_of(table)
+        self._group.clear()
+
+    def close(self) -> bytes:
+        """The finished file; empty when nothing was added."""
+        if self._group:
+            self._flush()
+        if self._writer is not None:
+            self._writer.close()
+        return self.buffer.getvalue()
+
+
+def write_part(part: PartRange, samples: Iterable[tuple[int, ImageMasks | Rejected]], output: Location, rows_per_group: int) -> Commit:
+    """Stream a part's samples, given with their offsets, into its shard and its rejects, and commit it."""
+    writer = _ShardWriter(part.source, rows_per_group)
+    rejects: list[Rejected] = []
+    for offset, sample in samples:
+        if isinstance(sample, Rejected):
+            rejects.append(sample)
+        else:
+            writer.add(offset, sample)
+    data = writer.close()
+    shard = None
+    if data:
+        shard = ShardInfo(name=f"shards/{part.name}.parquet", rows=tuple(writer.rows), bytes=len(data))
+        storage.write_bytes(output / shard.name, data)
+    if rejects:
+        storage.write_bytes(_rejects_of(output, part), _parquet(rejects_table(rejects)))
+    reasons = Counter(item.reason for item in rejects)
+    commit = Commit(part=part, shard=shard, masks=writer.masks, rejects=dict(sorted(reasons.items())))
+    storage.write_bytes(output / f"commits/{part.name}.json", commit.model_dump_json().encode())
+    return commit
+
+
+def read_commits(output: Location) -> dict[str, Commit]:
+    """All commits of an output folder, by part name."""
+    found = [Commit.model_validate_json(storage.read_bytes(item)) for item in storage.list_files(output / "commits", ".json")]
+    return {commit.part.name: commit for commit in found}
+
+
+def write_manifest(output: Location, commits: Sequence[Commit]) -> Manifest:
+    """Join the parts' rejects into one file and write the manifest, last. The order of `commits` is that of the shards."""
+    rejected = [pq.read_table(pa.BufferReader(storage.read_bytes(_rejects_of(output, commit.part)))) for commit in commits if commit.rejects]
+    if rejected:
+        storage.write_bytes(output / REJECTS, _parquet(pa.concat_tables(rejected)))
+    shards = tuple(commit.shard for commit in commits if commit.shard is not None)
+    reasons = Counter[str]()
+    for commit in commits:
+        reasons.update(commit.rejects)
+    manifest = Manifest(
+        shards=shards,
+        samples=sum(sum(shard.rows) for shard in shards),
+        masks=sum(commit.masks for commit in commits),
+        sources=tuple(dict.fromkeys(commit.part.source for commit in commits)),
+        rejects=dict(sorted(reasons.items())),
+        rejects_file=REJECTS if rejected else None,
+    )
+    storage.write_bytes(output / MANIFEST, manifest.model_dump_json(indent=1).encode())
+    return manifest
+
+
+def _rejects_of(output: Location, part: PartRange) -> Location:
+    return output / f"rejects/{part.name}.parquet"
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()

@@ -1,0 +1,176 @@
+"""Training on Ray Train: the loop of `uniovseg.training` on N workers, fed by Ray Data, with Ray's checkpoints and one MLflow run.
+
+The driver opens the MLflow run and closes it. Each worker builds the same method, takes its slice of every global batch, and reports; rank 0 logs. When a
+worker dies Ray starts the group again, which goes on from the newest checkpoint; the same happens when a run's name is submitted again. As the plan of
+samples and every random draw depend on the step alone, the losses then are those of a run without the failure.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import ray.train
+import torch
+from pydantic import Field
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from uniovseg import checkpoint, storage
+from uniovseg.config import validate
+from uniovseg.data.feed import SampleMaker
+from uniovseg.data.shards import ShardSet
+from uniovseg.errors import ConfigError, TrainingError
+from uniovseg.methods.catalog import build_method
+from uniovseg.records import MaskBatch
+from uniovseg.runtime.datasets import PlannedRows, ray_batches
+from uniovseg.runtime.session import ray_session
+from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
+from uniovseg.storage import Location
+from uniovseg.pictures import Picture
+from uniovseg.training import TrainConfig, make_validation, train
+
+
+class TrainJobConfig(TrainConfig):
+    """A training run on Ray."""
+
+    workers: int = Field(1, ge=1, description="training workers (processes); batch_size is divided over them")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker; 0 trains on the CPU")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs a worker")
+    max_failures: int = Field(3, ge=0, description="how often the workers are started again after a failure")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
+
+
+class RayRecorder:
+    """Sends a worker's results to the run's folder, to MLflow and to Ray.
+
+    Args:
+        run: the driver's MLflow run.
+        output: the run's folder; metrics.jsonl and pictures/ are written there by rank 0.
+        start: the step at which this attempt began; later lines of an earlier attempt are dropped from metrics.jsonl.
+    """
+
+    def __init__(self, run: Run, output: Location, start: int) -> None:
+        self.run, self.output = run, output
+        self.lines: list[str] = []
+        if storage.exists(output / "metrics.jsonl"):
+            old = storage.read_bytes(output / "metrics.jsonl").decode().splitlines()
+            self.lines = [line for line in old if json.loads(line)["step"] <= start]
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Add a line to metrics.jsonl and log to MLflow."""
+        self.lines.append(json.dumps({"step": step} | metrics))
+        storage.write_bytes(self.output / "metrics.jsonl", ("\n".join(self.lines) + "\n").encode())
+        self.run.log(step, metrics)
+
+    def pictures(self, step: int, pictures: dict[str, Picture]) -> None:
+        """Write pictures beside the metrics and to MLflow."""
+        for name, picture in pictures.items():
+            done, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+            assert done
+            storage.write_bytes(self.output / f"pictures/{name}_{step:07d}.png", data.tobytes())
+        self.run.log_pictures(step, pictures)
+
+    def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
+        """Report a checkpoint to Ray; every rank takes part."""
+        kept = None
+        folder = tempfile.mkdtemp()
+        if write is not None:
+            write(Path(folder))
+            kept = Checkpoint.from_directory(folder)
+        ray.train.report({"step": step} | metrics, checkpoint=kept, checkpoint_dir_name=f"step_{step:07d}")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, float]:
+    """What each Ray Train worker runs."""
+    config = validate(TrainJobConfig, json.loads(settings["config"]))
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config.threads or max(1, int(config.cpus_per_worker)))
+    method = build_method(config.method, config.seed)
+    rows = PlannedRows(
+        uri=config.data.train,
+        rows_per_group=tuple(settings["rows_per_group"]),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        window_groups=config.data.window_groups,
+        rank=rank,
+        world_size=world_size,
+        parts=config.accumulate,
+    )
+    maker = SampleMaker(config.data.view, config.data.sample, config.seed)
+
+    def batches(start: int) -> Iterator[MaskBatch]:
+        return ray_batches(rows, maker, start, config.steps)
+
+    latest = ray.train.get_checkpoint()
+    run, output = Run(settings["uri"], settings["run_id"]), Location.of(config.output)
+    validate_fn = make_validation(config) if rank == 0 else None
+    if latest is None:
+        return train(config, method, batches, RayRecorder(run, output, 0), validate=validate_fn, rank=rank, world_size=world_size)
+    with latest.as_directory() as folder:
+        recorder = RayRecorder(run, output, checkpoint.read_info(Path(folder)).step)
+        return train(config, method, batches, recorder, validate=validate_fn, resume=Path(folder), rank=rank, world_size=world_size)
+
+
+def fit(config: TrainJobConfig) -> dict[str, Any]:
+    """Train; the run's folder then holds ``model/`` (the final checkpoint), checkpoints, metrics.jsonl and pictures. Returns the report.
+
+    Raises:
+        ConfigError: a folder on this machine with workers on several, or a batch that does not divide.
+        TrainingError: the training failed for good; the message says why.
+    """
+    started = time.perf_counter()
+    output = Location.of(config.output)
+    shards = ShardSet(config.data.train)
+    if config.batch_size % (config.workers * config.accumulate):
+        raise ConfigError(
+            "batch_size does not divide evenly", seen=f"{config.batch_size} over {config.workers} workers x {config.accumulate}",
+            allowed=f"a multiple of {config.workers * config.accumulate}",
+        )  # fmt: skip
+    filesystem, path = output.filesystem()
+    parent, _, name = path.rpartition("/")
+    cpus = int(config.workers * config.cpus_per_worker) + 2
+    with tracked_run(config.tracking, name, config) as run, ray_session(cpus):
+        if output.is_local and sum(node["Alive"] for node in ray.nodes()) > 1:
+            raise ConfigError("the output is a folder of one machine, but the cluster has several", seen=config.output, allowed="s3://... or another shared URI")
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "config": config.model_dump_json(),
+                "rows_per_group": [group.rows for group in shards.groups],
+                "uri": run.uri,
+                "run_id": run.run_id,
+            },
+            torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=config.workers,
+                use_gpu=config.gpus_per_worker > 0,
+                resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=parent,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=config.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TrainingError("the training failed", seen=" ".join(str(error).split())[-600:]) from error
+        if result.checkpoint is None:
+            raise TrainingError("the training ended without a checkpoint", seen=config.output)
+        with result.checkpoint.as_directory() as folder:
+            for file in (checkpoint.MODEL, checkpoint.MANIFEST):
+                storage.write_bytes(output / "model" / file, (Path(folder) / file).read_bytes())
+            info = checkpoint.read_info(Path(folder))
+        report = {"steps": info.step, "seconds": round(time.perf_counter() - started, 1), "checkpoint": f"{config.output}/model", "mlflow": run.describe()}
+        return report | {"metrics": info.metrics}
