@@ -5,6 +5,9 @@ last, says what they are: the configuration of the method, the step, metrics. A 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from uniovseg import storage
 from uniovseg.config import Config
 from uniovseg.errors import CheckpointError
+
+SHIPPED = {"shapes": "weights/shapes"}
+"""Checkpoints that are package data, by name."""
 
 MANIFEST, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
 
@@ -38,6 +45,17 @@ def save(folder: Path, info: CheckpointInfo, state: dict[str, Tensor], optimizer
     if optimizer is not None:
         save_file(optimizer, folder / OPTIMIZER)
     (folder / MANIFEST).write_text(info.model_dump_json(indent=2))
+
+
+@contextmanager
+def opened(uri: str | Path) -> Iterator[Path]:
+    """A checkpoint as a local folder: a path, a URI, or the name of one in `SHIPPED`."""
+    if str(uri) in SHIPPED:
+        with resources.as_file(resources.files("uniovseg") / SHIPPED[str(uri)]) as folder:
+            yield folder
+        return
+    with storage.local_copy(str(uri)) as folder:
+        yield folder
 
 
 def read_info(folder: Path) -> CheckpointInfo:

@@ -98,9 +98,7 @@ def _parse_value(text: str, raw: str) -> Any:
     return value
 
 
-def load(
-    config_type: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = (), ignore: frozenset[str] = frozenset()
-) -> ConfigT:
+def load(config_type: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = (), ignore: frozenset[str] = frozenset()) -> ConfigT:
     """Read a configuration from a YAML file and dotted overrides.
 
     Args:
@@ -140,7 +138,10 @@ def _problem(config_type: type[Config], item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "configuration"
     if item["type"] == "extra_forbidden":
         known = [field.key for field in fields(config_type)]
-        names = sorted({name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]} | _children(known, key.rpartition(".")[0]))
+        names = sorted(
+            {name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]}
+            | _children(known, key.rpartition(".")[0])
+        )
         return f"unknown key {key!r}; seen: {item['input']!r}; allowed here: {', '.join(names)}{nearest(key.rpartition('.')[2], names) or nearest(key, known)}"
     if item["type"] == "missing":
         return f"{key} is missing; it has no default"

@@ -7,7 +7,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from uniovseg import checkpoint, storage
+from uniovseg import checkpoint
 from uniovseg.config import validate
 from uniovseg.data.images import decode_image
 from uniovseg.errors import CheckpointError, DataError
 from uniovseg.methods.catalog import METHODS
 from uniovseg.methods.mask_generation import EmbeddedImage, MaskGeneration
+from uniovseg.models.clip import CHECKPOINT
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import masks_from_logits
-
-SHIPPED = {"shapes": "weights/shapes"}
-"""Checkpoints that are package data, by name."""
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -74,12 +71,8 @@ class Segmenter:
         Raises:
             CheckpointError: there is no checkpoint, or it is not one of a promptable method.
         """
-        if str(uri) in SHIPPED:
-            with resources.as_file(resources.files("uniovseg") / SHIPPED[str(uri)]) as folder:
-                method = load_method(folder)
-        else:
-            with storage.local_copy(str(uri)) as folder:
-                method = load_method(folder)
+        with checkpoint.opened(uri) as folder:
+            method = load_method(folder)
         if not isinstance(method, MaskGeneration):
             raise CheckpointError("the checkpoint's method takes no prompts", seen=type(method).__name__, allowed="mask_generation")
         return cls(method.to(device).eval())
@@ -109,7 +102,9 @@ class Segmenter:
             return self._segments(embedded, decoded.embeddings[rows, best], decoded.iou_probs[rows, best])
         marks = torch.as_tensor(np.asarray(labels), device=points_xy.device).flatten()
         if len(marks) != len(points_xy) or not bool(((marks == 0) | (marks == 1)).all()):
-            raise DataError("labels do not fit the points", seen=marks.tolist()[:8], allowed=f"{len(points_xy)} values, each 0 (outside) or 1 (inside)")
+            raise DataError(
+                "labels do not fit the points", seen=marks.tolist()[:8], allowed=f"{len(points_xy)} values, each 0 (outside) or 1 (inside)"
+            )
         decoded = self.method.embed_point_set(embedded, points_xy, marks.long())
         return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0])
 
@@ -136,6 +131,11 @@ class Segmenter:
         return image if isinstance(image, EmbeddedImage) else self.embed(image)
 
 
+def masks_of(segments: Sequence[Segment], embedded: EmbeddedImage) -> RunLengthMasks:
+    """The segments' masks as run lengths, for drawing or measuring."""
+    return RunLengthMasks.from_coco([segment.rle for segment in segments], embedded.size)
+
+
 def load_method(folder: Path) -> MaskGeneration:
     """Rebuild the method of a checkpoint folder and load its weights; evaluation mode, on the CPU."""
     info = checkpoint.read_info(folder)
@@ -145,7 +145,10 @@ def load_method(folder: Path) -> MaskGeneration:
     entry = METHODS[str(name)]
     method = entry.build(validate(entry.config_type, info.method), 0)
     state = checkpoint.read_weights(folder)
-    checkpoint.load_weights(method, state, set(method.state()))
+    expected = set(method.state())
+    if info.method.get("clip", {}).get("weights") == CHECKPOINT:
+        expected |= {name for name in method.state_dict() if name.startswith("clip.")}
+    checkpoint.load_weights(method, state, expected)
     return method.eval()  # type: ignore[return-value]
 
 

@@ -42,7 +42,11 @@ def _s3(endpoint: str | None, region: str | None) -> pafs.S3FileSystem:
     if region:
         options["region"] = region
     return pafs.S3FileSystem(
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=10), connect_timeout=10, request_timeout=60, allow_bucket_creation=False, **options
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=10),
+        connect_timeout=10,
+        request_timeout=60,
+        allow_bucket_creation=False,
+        **options,
     )
 
 

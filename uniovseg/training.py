@@ -69,6 +69,7 @@ class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     threads: int = Field(0, ge=0, description="CPU threads of torch, a worker; 0: torch's own choice")
     method: MethodConfig = Field(..., description="the method and its parts")
+    init: str | None = Field(None, description="checkpoint folder or URI whose weights the run starts from ('shapes': the packaged model); null: random")
     data: DataConfig = Field(..., description="training data")
     optim: OptimConfig = Field(OptimConfig(), description="optimizer and schedule")
     validation: ValidationConfig = Field(ValidationConfig(), description="validation during the run")
@@ -252,13 +253,13 @@ def checkpoint_writer(
     return write
 
 
-RESUMABLE: frozenset[str] = frozenset({"output", "device", "threads", "accumulate", "precision", "log_every", "checkpoint_every", "keep_checkpoints", "validation"})
+RESUMABLE: frozenset[str] = frozenset(
+    {"output", "device", "threads", "accumulate", "precision", "log_every", "checkpoint_every", "keep_checkpoints", "validation"}
+)
 """Keys of `TrainConfig` that a resumed run may change: they do not change what is learned from which sample."""
 
 
-def restore(
-    config: TrainConfig, method: TrainableMethod, optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], folder: Path
-) -> int:
+def restore(config: TrainConfig, method: TrainableMethod, optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], folder: Path) -> int:
     """Load a checkpoint into the method and its optimizer; returns the step to go on with.
 
     Raises:
@@ -340,6 +341,15 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step_*/{checkpoint.MANIFEST}"))
 
 
+def initial_method(config: TrainConfig) -> TrainableMethod:
+    """The run's method with the weights it starts from: random ones by the seed, or those of ``config.init``."""
+    method = build_method(config.method, config.seed)
+    if config.init is not None:
+        with checkpoint.opened(config.init) as folder:
+            checkpoint.load_weights(method, checkpoint.read_weights(folder), set(method.state()))
+    return method
+
+
 def run(config: TrainConfig) -> dict[str, float]:
     """Train in this process, without Ray, going on from the newest checkpoint in ``config.output``; returns the last validation's metrics."""
     folder = Path(config.output)
@@ -353,7 +363,7 @@ def run(config: TrainConfig) -> dict[str, float]:
         return planned_batches(shards, slices, maker, threads=config.data.threads, window_groups=config.data.window_groups)
 
     found = checkpoints(folder)
-    method = build_method(config.method, config.seed)
+    method = initial_method(config)
     recorder = FolderRecorder(folder, config.keep_checkpoints)
     return train(config, method, batches, recorder, validate=make_validation(config), resume=found[-1] if found else None)
 

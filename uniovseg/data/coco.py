@@ -17,7 +17,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from uniovseg import storage
-from uniovseg.data.sa1b import Defect, check_image
+from uniovseg.data.sa1b import DefectError, check_image
 from uniovseg.errors import DataError, MissingFileError
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImageMasks, Rejected
@@ -65,7 +65,7 @@ def read_annotations(annotations: str | Path, images: str | Path, panoptic: str 
             image_id = str(note["image_id"])  # ids may be numbers in one place and text in another
             if image_id not in by_image:
                 raise ValueError(f"an annotation is of image {image_id!r}, which is not among the images")
-            by_image[image_id] += note["segments_info"] if "segments_info" in note else [note]
+            by_image[image_id] += note.get("segments_info", [note])
             if "segments_info" in note:
                 png[image_id] = note["file_name"]
         folder = Location.of(panoptic) if panoptic else Location.of(location.uri.removesuffix(".json"))
@@ -81,7 +81,9 @@ def read_annotations(annotations: str | Path, images: str | Path, panoptic: str 
             for entry in entries
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError("not a COCO annotation file", seen=f"{location.uri}: {type(error).__name__} {error}", allowed="images, annotations") from error
+        raise DataError(
+            "not a COCO annotation file", seen=f"{location.uri}: {type(error).__name__} {error}", allowed="images, annotations"
+        ) from error
 
 
 def load_image(item: CocoImage, *, decode: bool = False) -> ImageMasks | Rejected:
@@ -97,9 +99,9 @@ def load_image(item: CocoImage, *, decode: bool = False) -> ImageMasks | Rejecte
         data = _read(item.image, "missing_image")
         height, width = check_image(data, decode=decode)
         if (item.height or height, item.width or width) != (height, width):
-            raise Defect("size_mismatch", "the annotation is of another size", seen=(item.height, item.width), allowed=(height, width))
+            raise DefectError("size_mismatch", "the annotation is of another size", seen=(item.height, item.width), allowed=(height, width))
         masks = _panoptic_masks(item, (height, width)) if item.panoptic else _instance_masks(item, (height, width))
-    except Defect as defect:
+    except DefectError as defect:
         return Rejected(key=item.key, source=item.image.uri, offset=0, reason=defect.reason, detail=str(defect)[:300])
     counts = tuple(masks.to_counts())
     unknown = (float("nan"),) * len(counts)
@@ -110,7 +112,7 @@ def _read(location: Location, reason: str) -> bytes:
     try:
         return storage.read_bytes(location)
     except MissingFileError as error:
-        raise Defect(reason, str(error)) from error
+        raise DefectError(reason, str(error)) from error
 
 
 def _panoptic_masks(item: CocoImage, size: tuple[int, int]) -> RunLengthMasks:
@@ -118,9 +120,9 @@ def _panoptic_masks(item: CocoImage, size: tuple[int, int]) -> RunLengthMasks:
     data = _read(item.panoptic, "missing_annotation")
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if decoded is None:
-        raise Defect("bad_mask", "the panoptic PNG cannot be decoded", seen=f"{len(data)} bytes")
+        raise DefectError("bad_mask", "the panoptic PNG cannot be decoded", seen=f"{len(data)} bytes")
     if decoded.shape[:2] != size:
-        raise Defect("size_mismatch", "the panoptic PNG is of another size", seen=decoded.shape[:2], allowed=size)
+        raise DefectError("size_mismatch", "the panoptic PNG is of another size", seen=decoded.shape[:2], allowed=size)
     blue, green, red = (decoded[..., channel].astype(np.int64) for channel in range(3))
     ids = red + 256 * green + 65536 * blue
     dense = [ids == segment["id"] for segment in item.segments if not segment.get("iscrowd", 0)]
@@ -135,7 +137,7 @@ def _instance_masks(item: CocoImage, size: tuple[int, int]) -> RunLengthMasks:
 
 
 def _instance_mask(segmentation: Any, size: tuple[int, int]) -> RunLengthMasks:
-    """A mask from polygons, or compressed or uncompressed run lengths. Raises Defect."""
+    """A mask from polygons, or compressed or uncompressed run lengths. Raises DefectError."""
     try:
         if isinstance(segmentation, dict):
             return RunLengthMasks.from_coco([segmentation], size)
@@ -145,7 +147,7 @@ def _instance_mask(segmentation: Any, size: tuple[int, int]) -> RunLengthMasks:
         merged = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
         return RunLengthMasks.from_counts([merged["counts"]], size)
     except (DataError, ValueError, TypeError, KeyError) as error:
-        raise Defect("bad_mask", str(error)) from error
+        raise DefectError("bad_mask", str(error)) from error
 
 
 def write_sa1b_tars(records: Iterable[ImageMasks], folder: Path, per_tar: int, number: Callable[[int], int] = lambda index: index + 1) -> list[Path]:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from uniovseg.errors import ConfigError
 
-
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 

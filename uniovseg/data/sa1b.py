@@ -27,7 +27,7 @@ REASONS: dict[str, str] = {
 IMAGE_ENDINGS = ("jpg", "jpeg", "png")
 
 
-class Defect(DataError):
+class DefectError(DataError):
     """A sample that must be rejected, with its reason from `REASONS`."""
 
     def __init__(self, reason: str, what: str, **parts: Any) -> None:
@@ -46,11 +46,11 @@ def parse_sample(files: Mapping[str, bytes], key: str, source: str, offset: int,
     try:
         image = next((files[ending] for ending in IMAGE_ENDINGS if ending in files), None)
         if image is None:
-            raise Defect("missing_image", "no image beside the annotation", allowed=", ".join(IMAGE_ENDINGS))
+            raise DefectError("missing_image", "no image beside the annotation", allowed=", ".join(IMAGE_ENDINGS))
         if "json" not in files:
-            raise Defect("missing_annotation", "no .json beside the image")
+            raise DefectError("missing_annotation", "no .json beside the image")
         return _parse(image, files["json"], key, decode=decode)
-    except Defect as defect:
+    except DefectError as defect:
         return Rejected(key=key, source=source, offset=offset, reason=defect.reason, detail=str(defect)[:300])
 
 
@@ -65,13 +65,13 @@ def _parse(image: bytes, annotation: bytes, key: str, *, decode: bool) -> ImageM
         ious = tuple(float(item.get("predicted_iou", float("nan"))) for item in annotations)
         stability = tuple(float(item.get("stability_score", float("nan"))) for item in annotations)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Defect("bad_json", "the annotation cannot be used", seen=f"{type(error).__name__}: {error}") from error
+        raise DefectError("bad_json", "the annotation cannot be used", seen=f"{type(error).__name__}: {error}") from error
     if said != (height, width) or not sizes <= {(height, width)}:
-        raise Defect("size_mismatch", "the annotation is of another size", seen=sorted({said, *sizes}, key=str)[:3], allowed=(height, width))
+        raise DefectError("size_mismatch", "the annotation is of another size", seen=sorted({said, *sizes}, key=str)[:3], allowed=(height, width))
     try:
         masks = RunLengthMasks.from_coco(segmentations, (height, width))
     except (DataError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise Defect("bad_mask", str(error)) from error
+        raise DefectError("bad_mask", str(error)) from error
     compressed = all(isinstance(item["counts"], str) for item in segmentations)
     counts = [item["counts"].encode() for item in segmentations] if compressed else masks.to_counts()
     return ImageMasks(
@@ -80,26 +80,26 @@ def _parse(image: bytes, annotation: bytes, key: str, *, decode: bool) -> ImageM
 
 
 def check_image(data: bytes, *, decode: bool) -> tuple[int, int]:
-    """(h, w) of a JPEG or PNG file that is whole as far as its markers tell. Raises Defect."""
+    """(h, w) of a JPEG or PNG file that is whole as far as its markers tell. Raises DefectError."""
     if data[:2] == b"\xff\xd8":
         size = _jpeg_size(data)
         if data.rstrip(b"\0")[-2:] != b"\xff\xd9":
-            raise Defect("truncated_image", "the JPEG has no end marker", seen=f"{len(data)} bytes")
+            raise DefectError("truncated_image", "the JPEG has no end marker", seen=f"{len(data)} bytes")
     elif data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
         size = (int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"))
         if b"IEND" not in data[-16:]:
-            raise Defect("truncated_image", "the PNG has no end chunk", seen=f"{len(data)} bytes")
+            raise DefectError("truncated_image", "the PNG has no end chunk", seen=f"{len(data)} bytes")
     else:
-        raise Defect("bad_image", "neither a JPEG nor a PNG", seen=data[:8])
+        raise DefectError("bad_image", "neither a JPEG nor a PNG", seen=data[:8])
     if 0 in size:
-        raise Defect("bad_image", "the image has no size", seen=size)
+        raise DefectError("bad_image", "the image has no size", seen=size)
     if decode:
         try:
             found = decode_image(data).shape[:2]
         except DataError as error:
-            raise Defect("bad_image", str(error)) from error
+            raise DefectError("bad_image", str(error)) from error
         if found != size:
-            raise Defect("size_mismatch", "the image decodes to another size than its header's", seen=found, allowed=size)
+            raise DefectError("size_mismatch", "the image decodes to another size than its header's", seen=found, allowed=size)
     return size
 
 
@@ -108,7 +108,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     position = 2
     while position + 9 <= len(data):
         if data[position] != 0xFF:
-            raise Defect("bad_image", "the JPEG's segments are broken", seen=f"offset {position}")
+            raise DefectError("bad_image", "the JPEG's segments are broken", seen=f"offset {position}")
         marker = data[position + 1]
         if marker == 0xFF:  # padding
             position += 1
@@ -116,4 +116,4 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             return int.from_bytes(data[position + 5 : position + 7], "big"), int.from_bytes(data[position + 7 : position + 9], "big")
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    raise Defect("truncated_image", "the JPEG ends before its frame header", seen=f"{len(data)} bytes")
+    raise DefectError("truncated_image", "the JPEG ends before its frame header", seen=f"{len(data)} bytes")

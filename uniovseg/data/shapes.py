@@ -49,9 +49,7 @@ GROUNDS = {
 THING_CLASSES: tuple[tuple[str, str, str], ...] = tuple((p, c, s) for p in PATTERNS for c in COLOURS for s in SHAPES)
 CLASS_NAMES: tuple[str, ...] = (*(" ".join(words) for words in THING_CLASSES), *GROUNDS)
 """Names of all classes: 256 things, then 6 grounds; the index is the class index."""
-HELD_OUT: frozenset[int] = frozenset(
-    i for i in range(len(THING_CLASSES)) if (i // 64 + 3 * (i // 8 % 8) + 5 * (i % 8)) % 8 == 0
-)
+HELD_OUT: frozenset[int] = frozenset(i for i in range(len(THING_CLASSES)) if (i // 64 + 3 * (i // 8 % 8) + 5 * (i % 8)) % 8 == 0)
 """Class indices that no training caption names: an eighth of all, with every pattern, colour and shape among the rest."""
 
 
@@ -119,7 +117,7 @@ def _outline(shape: str) -> tuple[NDArray[np.float64], ...]:
             tip = outer[0]
             centre, radius = 0.55, math.hypot(tip[0] - 0.55, tip[1])
             start = math.atan2(tip[1], tip[0] - centre)
-            inner = polar(np.linspace(start, 2 * np.pi - start, 24), radius) + (centre, 0)
+            inner = polar(np.linspace(start, 2 * np.pi - start, 24), radius) + np.array([centre, 0.0])
             return (np.concatenate([outer, inner[::-1]]),)
         case "bar":
             return (np.array([(1, 0.2), (-1, 0.2), (-1, -0.2), (1, -0.2)]),)
@@ -269,9 +267,7 @@ MIN_MASK_AREA = 16
 def annotated_masks(scene: Scene) -> list[Mask]:
     """The masks an annotator without names would give: objects, parts, groups of touching objects, grounds."""
     masks = [item.mask for item in scene.objects]
-    for item in scene.objects:
-        if item.part is not None and MIN_MASK_AREA <= item.part.sum() < 0.8 * item.mask.sum():
-            masks.append(item.part)
+    masks += [item.part for item in scene.objects if item.part is not None and item.part.sum() < 0.8 * item.mask.sum()]
     for group in sorted({item.group for item in scene.objects}):
         members = [item.mask for item in scene.objects if item.group == group]
         if len(members) > 1:

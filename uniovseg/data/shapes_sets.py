@@ -73,7 +73,9 @@ def write_shapes(config: ShapesConfig) -> dict[str, int]:
         write_sa1b_tars(_drawn(config, "image-mask scenes", config.image_masks, partial(_image_masks, config)), root / "image_masks", config.per_tar)
     if config.image_text:
         pairs = list(_drawn(config, "image-text scenes", config.image_text, partial(_image_text, config)))
-        table = pa.table({"key": [p.key for p in pairs], "image": pa.array([p.image for p in pairs], pa.large_binary()), "caption": [p.caption for p in pairs]})
+        table = pa.table(
+            {"key": [p.key for p in pairs], "image": pa.array([p.image for p in pairs], pa.large_binary()), "caption": [p.caption for p in pairs]}
+        )
         (root / "image_text").mkdir(parents=True, exist_ok=True)
         pq.write_table(table, root / "image_text" / "pairs.parquet", row_group_size=256)
     if config.evaluation:

@@ -106,16 +106,16 @@ class ShardSet:
     def __init__(self, uri: str | Path | Location) -> None:
         self.location = Location.of(uri)
         if not storage.exists(self.location / MANIFEST):
-            raise DataError("not a shard set: no manifest", seen=self.location.uri, allowed=f"a folder with {MANIFEST}", fix="make one with jobs/ingest.py")
+            raise DataError(
+                "not a shard set: no manifest", seen=self.location.uri, allowed=f"a folder with {MANIFEST}", fix="make one with jobs/ingest.py"
+            )
         try:
             self.manifest = Manifest.model_validate_json(storage.read_bytes(self.location / MANIFEST))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             raise DataError(f"the manifest cannot be understood: {key}: {first['msg']}", seen=self.location.uri) from error
-        self.groups = tuple(
-            GroupRef(shard, group, rows) for shard, info in enumerate(self.manifest.shards) for group, rows in enumerate(info.rows)
-        )
+        self.groups = tuple(GroupRef(shard, group, rows) for shard, info in enumerate(self.manifest.shards) for group, rows in enumerate(info.rows))
 
     def read_group(self, index: int) -> pa.Table:
         """The rows of row group `index` (into `groups`) as an Arrow table of `SCHEMA`."""

@@ -1,4 +1,4 @@
-"""Samples of a tar archive, by byte offset: any part of a large tar can be read alone, and reading goes on after an error without losing or repeating.
+"""Samples of a tar archive, by byte offset: any part of a large tar can be read alone, and after an error reading goes on without loss or repeats.
 
 A sample is a run of members with one name up to the ending (``sa_1.jpg``, ``sa_1.json``). A *part* [begin, end) of a tar owns every sample but the
 first that it meets from `begin` on, up to and with the one that holds the first header at or after `end`; the first part owns its first sample too.

@@ -24,13 +24,18 @@ from uniovseg.errors import CheckpointError, ConfigError
 SHAPES_WEIGHTS = "weights/shapes_clip.safetensors"
 """Where the shapes CLIP's weights lie inside the package."""
 
+CHECKPOINT = "checkpoint"
+"""As `ClipConfig.weights`: random for now, a checkpoint that holds the CLIP's weights follows."""
+
 
 class ClipConfig(Config):
     """Which CLIP, with which weights."""
 
     name: str = Field("shapes", description="'shapes', or a model name of open_clip with a ConvNeXt trunk, such as convnext_large_d_320")
     weights: str | None = Field(
-        None, description="open_clip's pretrained tag or a weights file; null: the packaged weights for 'shapes', random weights for others"
+        None,
+        description="open_clip's pretrained tag or a weights file; null: the packaged weights for 'shapes', random ones for others; "
+        "'checkpoint': they come with the method's checkpoint",
     )
 
 
@@ -136,12 +141,13 @@ def load_clip(config: ClipConfig) -> Clip:
     """
     if config.name == "shapes":
         model = build_shapes_clip()
-        load_shapes_weights(model, Path(config.weights) if config.weights else None)
+        if config.weights != CHECKPOINT:
+            load_shapes_weights(model, Path(config.weights) if config.weights else None)
         return Clip(model, open_clip.SimpleTokenizer(context_length=model.context_length)).freeze()
     if config.name not in open_clip.list_models():
         raise ConfigError("no such CLIP", seen=config.name, allowed="'shapes' or a name from open_clip.list_models()")
     try:
-        model = open_clip.create_model(config.name, pretrained=config.weights)
+        model = open_clip.create_model(config.name, pretrained=None if config.weights == CHECKPOINT else config.weights)
     except (RuntimeError, OSError, ValueError) as error:
         raise CheckpointError(
             f"the weights of {config.name} cannot be loaded",
@@ -163,7 +169,9 @@ def load_shapes_weights(model: CLIP, path: Path | None) -> None:
             with resources.as_file(resources.files("uniovseg") / SHAPES_WEIGHTS) as packaged:
                 state = load_file(packaged)
     except OSError as error:
-        raise CheckpointError("the shapes CLIP's weights are missing", seen=path or SHAPES_WEIGHTS, fix="make them: python jobs/pretrain_clip.py") from error
+        raise CheckpointError(
+            "the shapes CLIP's weights are missing", seen=path or SHAPES_WEIGHTS, fix="make them: python jobs/pretrain_clip.py"
+        ) from error
     missing, unexpected = model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
     missing = [name for name in missing if name != "attn_mask"]
     if missing or unexpected:

@@ -108,8 +108,8 @@ def _tar_parts(config: IngestConfig) -> list[Part]:
     parts: list[Part] = []
     for tar in [location] if location.uri.endswith(".tar") else storage.list_files(location, ".tar"):
         size = storage.size(tar)
-        for begin in range(0, size, config.part_bytes):
-            parts.append(TarPart(_range(tar, begin, min(begin + config.part_bytes, size)), size))
+        begins = range(0, size, config.part_bytes)
+        parts += [TarPart(_range(tar, begin, min(begin + config.part_bytes, size)), size) for begin in begins]
     return parts
 
 

@@ -26,14 +26,13 @@ from uniovseg.config import validate
 from uniovseg.data.feed import SampleMaker
 from uniovseg.data.shards import ShardSet
 from uniovseg.errors import ConfigError, TrainingError
-from uniovseg.methods.catalog import build_method
+from uniovseg.pictures import Picture
 from uniovseg.records import MaskBatch
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
 from uniovseg.runtime.session import ray_session
 from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
 from uniovseg.storage import Location
-from uniovseg.pictures import Picture
-from uniovseg.training import TrainConfig, make_validation, train
+from uniovseg.training import TrainConfig, initial_method, make_validation, train
 
 
 class TrainJobConfig(TrainConfig):
@@ -93,7 +92,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, float]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.threads or max(1, int(config.cpus_per_worker)))
-    method = build_method(config.method, config.seed)
+    method = initial_method(config)
     rows = PlannedRows(
         uri=config.data.train,
         rows_per_group=tuple(settings["rows_per_group"]),
@@ -139,7 +138,9 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
     cpus = int(config.workers * config.cpus_per_worker) + 2
     with tracked_run(config.tracking, name, config) as run, ray_session(cpus):
         if output.is_local and sum(node["Alive"] for node in ray.nodes()) > 1:
-            raise ConfigError("the output is a folder of one machine, but the cluster has several", seen=config.output, allowed="s3://... or another shared URI")
+            raise ConfigError(
+                "the output is a folder of one machine, but the cluster has several", seen=config.output, allowed="s3://... or another shared URI"
+            )
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
@@ -172,5 +173,10 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
             for file in (checkpoint.MODEL, checkpoint.MANIFEST):
                 storage.write_bytes(output / "model" / file, (Path(folder) / file).read_bytes())
             info = checkpoint.read_info(Path(folder))
-        report = {"steps": info.step, "seconds": round(time.perf_counter() - started, 1), "checkpoint": f"{config.output}/model", "mlflow": run.describe()}
+        report = {
+            "steps": info.step,
+            "seconds": round(time.perf_counter() - started, 1),
+            "checkpoint": f"{config.output}/model",
+            "mlflow": run.describe(),
+        }
         return report | {"metrics": info.metrics}

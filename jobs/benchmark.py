@@ -1,0 +1,24 @@
+"""Measure something: `python jobs/benchmark.py SUBJECT [key=value ...]`, for example `python jobs/benchmark.py data`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from jobs import _cli
+from uniovseg.benchmarks import data
+
+SUBJECTS = {"data": (data.DataBenchmarkConfig, data.run)}
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] not in SUBJECTS:
+        sys.stderr.write(f"error: which benchmark? seen: {argv[0] if argv else 'nothing'}; allowed: {', '.join(SUBJECTS)}\n")
+        return 2
+    config_type, run = SUBJECTS[argv[0]]
+    return _cli.run(config_type, run, argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,22 @@
+"""Stage 1 on real images (reads UNIOVSEG_REAL_DATA): ingest, train, evaluate, pictures."""
+
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from jobs import _cli
+from uniovseg.runtime.real import RealConfig, real, real_data
+
+
+def main(config: RealConfig) -> dict[str, object]:
+    """Run it anew in config.output."""
+    real_data()
+    for name in ("tars", "shards", "stage1"):
+        shutil.rmtree(Path(config.output) / name, ignore_errors=True)
+    return real(config)
+
+
+if __name__ == "__main__":
+    sys.exit(_cli.run(RealConfig, main))

@@ -1,0 +1,236 @@
+"""What a training sample costs: run-length masks and one affine view, against decoding and resizing every mask.
+
+Synthetic images of SA-1B's size, about a hundred blobby, nested masks each. Every line decodes the image with the same decoder to the same reduced
+size and resizes it with the same call; no line but the last has colour jitter. One core.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from uniovseg.config import Config
+from uniovseg.data.images import decode_image, shrink_for
+from uniovseg.data.samples import MaskSampleConfig, make_mask_sample
+from uniovseg.data.shards import MANIFEST, Manifest, ShardInfo, ShardSet, to_record, to_table
+from uniovseg.data.views import ViewConfig, draw_view
+from uniovseg.records import ImageMasks, MaskSample, View
+
+
+class DataBenchmarkConfig(Config):
+    """What is measured, and how often."""
+
+    output: str = Field("runs/benchmark_data", description="folder of report.json")
+    seed: int = Field(0, ge=0, description="seed of the synthetic samples and of the views")
+    samples: int = Field(16, ge=1, description="synthetic images")
+    masks: int = Field(100, ge=40, description="masks an image")
+    height: int = Field(1500, ge=64, description="height of the images, pixels")
+    width: int = Field(2250, ge=64, description="width of the images, pixels")
+    points: int = Field(12544, ge=1, description="points whose labels line a2 looks up, a mask")
+    repeats: int = Field(3, ge=1, description="rounds over all lines; a line's time is its fastest round")
+
+
+TARGETS = {"a / c": ("at most", 1.5), "b / a": ("at least", 15.0), "b / a2": ("at least", 10.0)}
+
+
+def synthetic_image(height: int, width: int, rng: np.random.Generator) -> bytes:
+    """A JPEG (quality 88) with photograph-like texture: noise whose strength grows with its wavelength; about 0.6 MB at 1500 x 2250."""
+    image = np.full((height, width, 3), 120, np.float32)
+    for wavelength in (1, 2, 8, 32, 128):
+        coarse = (max(2, height // wavelength), max(2, width // wavelength), 3)
+        noise = rng.standard_normal(coarse, dtype=np.float32)
+        image += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) * (2.0 + wavelength**0.75)
+    encoded = cv2.imencode(".jpg", np.clip(image, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    return encoded.tobytes()
+
+
+def synthetic_mask(height: int, width: int, centre_xy: NDArray[np.float64], radius: float, rng: np.random.Generator) -> bytes:
+    """Compressed COCO counts of a blob: a circle of `radius` pixels whose outline is bent by waves of 2 to 24 periods."""
+    angles = np.linspace(0, 2 * np.pi, max(24, int(radius)), endpoint=False)
+    periods = np.arange(2, 25)
+    waves = np.cos(angles[:, None] * periods + rng.uniform(0, 2 * np.pi, len(periods))) * rng.normal(0, 0.5, len(periods)) / periods
+    outline = centre_xy + radius * (1 + waves.sum(1, keepdims=True)).clip(0.2) * np.stack([np.cos(angles), np.sin(angles)], 1)
+    columns = np.zeros((width, height), np.uint8)  # drawn transposed: run lengths go down the columns
+    cv2.fillPoly(columns, [np.rint(outline[:, ::-1]).astype(np.int32)], 1)
+    counts: bytes = coco_mask.encode(columns.T)["counts"]
+    return counts
+
+
+def synthetic_record(config: DataBenchmarkConfig, index: int) -> ImageMasks:
+    """Sample `index`: radii log-uniform from 2 % to 45 % of the height; half of the masks lie inside an earlier, larger one."""
+    rng = np.random.default_rng([config.seed, index])
+    counts: list[bytes] = []
+    places: list[tuple[NDArray[np.float64], float]] = []
+    for _ in range(config.masks):
+        radius = config.height * float(np.exp(rng.uniform(np.log(0.02), np.log(0.45))))
+        centre = rng.uniform(0, 1, 2) * (config.width, config.height)
+        if places and rng.random() < 0.5:
+            parent, outer = places[rng.integers(len(places))]
+            radius = min(radius, 0.6 * outer)
+            centre = parent + rng.uniform(-0.4, 0.4, 2) * outer
+        places.append((centre, radius))
+        counts.append(synthetic_mask(config.height, config.width, centre, radius, rng))
+    return ImageMasks(
+        key=f"benchmark_{index}",
+        image=synthetic_image(config.height, config.width, rng),
+        height=config.height,
+        width=config.width,
+        counts=tuple(counts),
+        predicted_iou=(0.9,) * config.masks,
+        stability_score=(0.9,) * config.masks,
+    )
+
+
+def write_shards(folder: Path, records: Sequence[ImageMasks]) -> ShardSet:
+    """The records as a shard set of one file with one row group, as ingest writes it."""
+    table = to_table(records, ["benchmark"] * len(records), list(range(len(records))))
+    pq.write_table(table, folder / "benchmark.parquet", compression={"counts.list.element": "zstd"}, use_dictionary=False)
+    shard = ShardInfo(name="benchmark.parquet", rows=(len(records),), bytes=(folder / "benchmark.parquet").stat().st_size)
+    masks = sum(len(record.counts) for record in records)
+    manifest = Manifest(shards=(shard,), samples=len(records), masks=masks, sources=("benchmark",), rejects={})
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    return ShardSet(folder)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The measured ways to make all samples of a shard set once; each is called without arguments."""
+
+    shards: ShardSet
+    records: list[ImageMasks]
+    config: DataBenchmarkConfig
+
+    view = ViewConfig(colour_jitter=False)
+    sample = MaskSampleConfig()
+
+    def ours(self, colour_jitter: bool = False) -> list[MaskSample]:
+        """(a) From Parquet bytes to views and run-length masks."""
+        table = self.shards.read_group(0)
+        view = self.view.model_copy(update={"colour_jitter": colour_jitter})
+        return [make_mask_sample(to_record(table, row), view, self.sample, self.config.seed + row) for row in range(len(table))]
+
+    def ours_with_labels(self) -> None:
+        """(a2) The same, and the labels of each mask at points of its own."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        for sample in self.ours():
+            points = torch.rand(len(sample.masks), self.config.points, 2, generator=generator) * torch.tensor(sample.view.size[::-1])
+            sample.masks.sample(sample.view.to_source(points), torch.arange(len(sample.masks)))
+
+    def usual(self) -> None:
+        """(b) Every mask decoded by pycocotools, resized (nearest) and cropped by OpenCV, and the image too."""
+        for row, record in enumerate(self.records):
+            view = self._view(record, row)
+            _decode_and_resize(record, view)
+            for counts in record.counts:
+                mask = coco_mask.decode({"size": [record.height, record.width], "counts": counts})
+                _resize_and_crop(mask, view, record, cv2.INTER_NEAREST)
+
+    def floor(self) -> None:
+        """(c) The image alone, decoded, resized and cropped."""
+        for row, record in enumerate(self.records):
+            _decode_and_resize(record, self._view(record, row))
+
+    def _view(self, record: ImageMasks, row: int) -> View:
+        """The view that `ours` draws for this record."""
+        return draw_view(self.view, record.height, record.width, np.random.default_rng(self.config.seed + row))
+
+
+def _decode_and_resize(record: ImageMasks, view: View) -> NDArray[np.uint8]:
+    shrink = shrink_for(record.image, record.height, record.width, min(abs(view.scale_xy[0]), view.scale_xy[1]))
+    return _resize_and_crop(decode_image(record.image, shrink), view, record, cv2.INTER_LINEAR)
+
+
+def _resize_and_crop(image: NDArray[np.uint8], view: View, record: ImageMasks, interpolation: int) -> NDArray[np.uint8]:
+    x_scale, y_scale = abs(view.scale_xy[0]), view.scale_xy[1]
+    resized = cv2.resize(image, (round(record.width / x_scale), round(record.height / y_scale)), interpolation=interpolation)
+    x = (record.width - view.offset_xy[0] if view.scale_xy[0] < 0 else view.offset_xy[0]) / x_scale
+    left, top = round(x), round(view.offset_xy[1] / y_scale)
+    cropped = resized[top : top + view.size[0], left : left + view.size[1]]
+    return np.ascontiguousarray(cropped[:, ::-1] if view.scale_xy[0] < 0 else cropped).astype(np.uint8, copy=False)
+
+
+def measure(lines: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """CPU seconds of each line's fastest round: on one core the time it takes, whatever else the machine is doing."""
+    seconds = dict.fromkeys(lines, float("inf"))
+    for _ in range(repeats):
+        for name, line in lines.items():
+            since = time.process_time()
+            line()
+            seconds[name] = min(seconds[name], time.process_time() - since)
+    return seconds
+
+
+def run(config: DataBenchmarkConfig) -> dict[str, Any]:
+    """Measure all lines on one core, print them as a table, and return them: seconds a sample, ratios, targets, and what the samples are like."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        shards = write_shards(Path(folder), [synthetic_record(config, index) for index in range(config.samples)])
+        lines = Lines(shards, list(shards.records()), config)
+        named: dict[str, Callable[[], object]] = {
+            "a": lines.ours,
+            "a2": lines.ours_with_labels,
+            "b": lines.usual,
+            "c": lines.floor,
+            "a with colour jitter": lambda: lines.ours(colour_jitter=True),
+        }
+        seconds = {name: value / config.samples for name, value in measure(named, config.repeats).items()}
+        report = {"seconds_a_sample": seconds, "ratios": _ratios(seconds), "samples": _describe(lines)}
+    _print(report)
+    return report
+
+
+def _ratios(seconds: dict[str, float]) -> dict[str, dict[str, object]]:
+    ratios: dict[str, dict[str, object]] = {}
+    for name, (bound, target) in TARGETS.items():
+        above, below = name.split(" / ")
+        value = seconds[above] / seconds[below]
+        met = value <= target if bound == "at most" else value >= target
+        ratios[name] = {"value": value, "target": f"{bound} {target:g}", "met": met}
+    return ratios
+
+
+def _describe(lines: Lines) -> dict[str, float]:
+    samples = lines.ours()
+    runs = sum(len(coco_runs) for record in lines.records for coco_runs in record.counts) / sum(len(record.counts) for record in lines.records)
+    return {
+        "samples": len(lines.records),
+        "masks_a_sample": sum(len(record.counts) for record in lines.records) / len(lines.records),
+        "masks_kept_a_sample": sum(len(sample.masks) for sample in samples) / len(samples),
+        "runs_a_mask": sum(len(sample.masks.ends) for sample in samples) / sum(len(sample.masks) for sample in samples),
+        "rle_bytes_a_mask": runs,
+        "jpeg_bytes": sum(len(record.image) for record in lines.records) / len(lines.records),
+    }
+
+
+_MEANING = {
+    "a": "ours: Parquet bytes to an image view and run-length masks",
+    "a2": "a, and labels at points of 40 masks",
+    "b": "the usual way: decode, resize and crop every mask",
+    "c": "the floor: decode, resize and crop the image alone",
+    "a with colour jitter": "a with SSD colour jitter",
+}
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(title="Making a training sample, one core", caption=", ".join(f"{key} {value:.4g}" for key, value in report["samples"].items()))
+    for heading in ("line", "what", "ms a sample"):
+        table.add_column(heading, justify="right" if heading.startswith("ms") else "left")
+    for name, value in report["seconds_a_sample"].items():
+        table.add_row(name, _MEANING[name], f"{value * 1e3:.1f}")
+    console.print(table)
+    for name, ratio in report["ratios"].items():
+        console.print(f"{name}: {ratio['value']:.2f} (target: {ratio['target']}, {'met' if ratio['met'] else 'missed'})")

@@ -1,0 +1,74 @@
+"""What a shard set holds, for a person: its manifest as a table, and a sheet of its first samples with their masks drawn."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from uniovseg.data.images import decode_image
+from uniovseg.data.sa1b import REASONS
+from uniovseg.data.shards import ShardSet
+from uniovseg.ops.run_length import RunLengthMasks
+from uniovseg.pictures import Picture, draw_masks, save_picture, tile
+from uniovseg.records import ImageMasks
+
+
+def inspect_shards(uri: str, out: Path | None, console: Console, samples: int = 8, rejects: int = 10) -> None:
+    """Print a shard set's manifest, sizes and rejects; draw its first samples.
+
+    Args:
+        uri: the shard set.
+        out: folder of the picture ``samples.png``; None draws nothing.
+        console: where to print.
+        samples: how many samples are drawn.
+        rejects: how many rejected samples are listed.
+
+    Raises:
+        DataError: there is no shard set at `uri`.
+    """
+    shards = ShardSet(uri)
+    console.print(_summary(shards))
+    if shards.manifest.rejects:
+        console.print(_reasons(shards))
+        console.print(_rejected(shards, rejects))
+    if out is not None:
+        pictures = [_picture(record) for record in shards.records(samples)]
+        if pictures:
+            out.mkdir(parents=True, exist_ok=True)
+            save_picture(str(out / "samples.png"), tile(pictures, columns=min(4, len(pictures)), side=384))
+            console.print(f"drew {len(pictures)} samples: {out / 'samples.png'}", soft_wrap=True)
+
+
+def _summary(shards: ShardSet) -> Table:
+    manifest = shards.manifest
+    groups = [rows for shard in manifest.shards for rows in shard.rows]
+    size = sum(shard.bytes for shard in manifest.shards)
+    table = Table("", "", title=shards.location.uri, show_header=False)
+    table.add_row("layout version", str(manifest.format))
+    table.add_row("samples", str(manifest.samples))
+    table.add_row("masks", f"{manifest.masks} ({manifest.masks / max(manifest.samples, 1):.1f} a sample)")
+    table.add_row("shards", f"{len(manifest.shards)}, {size / 1e6:.1f} MB ({size / max(manifest.samples, 1) / 1e3:.1f} kB a sample)")
+    table.add_row("row groups", f"{len(groups)} of {min(groups)} to {max(groups)} rows" if groups else "0")
+    table.add_row("sources", "\n".join(manifest.sources[:5]) + (f"\nand {len(manifest.sources) - 5} more" if len(manifest.sources) > 5 else ""))
+    table.add_row("rejected", str(sum(manifest.rejects.values())))
+    return table
+
+
+def _reasons(shards: ShardSet) -> Table:
+    table = Table("reason", "samples", "meaning", title="rejected samples")
+    for reason, count in shards.manifest.rejects.items():
+        table.add_row(reason, str(count), REASONS.get(reason, ""))
+    return table
+
+
+def _rejected(shards: ShardSet, limit: int) -> Table:
+    found = shards.rejects()
+    table = Table("key", "reason", "offset", "source", "detail", title=f"the first {min(limit, len(found))} of {len(found)}")
+    for row in found.slice(0, limit).to_pylist():
+        table.add_row(row["key"], row["reason"], str(row["offset"]), row["source"].rpartition("/")[2], row["detail"])
+    return table
+
+
+def _picture(record: ImageMasks) -> Picture:
+    masks = RunLengthMasks.from_counts(record.counts, (record.height, record.width))
+    return draw_masks(decode_image(record.image), masks)

@@ -1,0 +1,128 @@
+"""The whole method on the shapes world, from nothing: make the sets, ingest, train stage 1, evaluate prompts; a table, pictures and one report at the end."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table
+
+from uniovseg import checkpoint
+from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.config import Config, load
+from uniovseg.data.shapes_sets import ShapesConfig, write_shapes
+from uniovseg.methods.catalog import build_method
+from uniovseg.runtime.evaluate import PromptableJobConfig, evaluate_promptable_job
+from uniovseg.runtime.ingest import IngestConfig, ingest
+from uniovseg.runtime.session import ray_session
+from uniovseg.runtime.tracking import TrackingConfig
+from uniovseg.runtime.train import TrainJobConfig, fit
+
+
+class QuickstartConfig(Config):
+    """A run through everything on the shapes world. The same seed gives the same data, weights and order."""
+
+    output: str = Field("runs/quickstart", description="folder of everything; it is emptied of an earlier run's training first")
+    seed: int = Field(0, ge=0, description="seed of the world, the weights and every draw")
+    image_masks: int = Field(4096, ge=64, description="scenes to train on")
+    image_text: int = Field(512, ge=0, description="scenes with captions")
+    evaluation: int = Field(96, ge=8, description="labelled scenes to evaluate on")
+    train: str = Field("jobs/configs/stage1_shapes.yaml", description="configuration of stage 1")
+    steps: int = Field(600, ge=1, description="optimizer steps of stage 1")
+    threads: int = Field(2, ge=1, description="CPU threads, and processes that draw")
+    tracking: TrackingConfig = Field(TrackingConfig(uri="sqlite:///runs/mlflow.db", experiment="uniovseg-quickstart"), description="MLflow")
+
+
+def quickstart(config: QuickstartConfig) -> dict[str, Any]:
+    """Run it; returns the report. `promptable` holds the IoUs as fractions: trained, untrained, and of the box taken as the mask."""
+    console = Console()
+    started = time.perf_counter()
+    torch.set_num_threads(config.threads)
+    seconds: dict[str, float] = {}
+
+    def begin(title: str) -> None:
+        seconds[title] = time.perf_counter()
+        console.print(Rule(f"[bold]{len(seconds)}. {title}[/bold]  ({time.perf_counter() - started:.0f} s so far)", align="left"))
+
+    begin("the shapes world: images with masks, images with captions, a labelled evaluation set")
+    shapes = ShapesConfig(
+        output=f"{config.output}/shapes",
+        seed=config.seed,
+        image_masks=config.image_masks,
+        image_text=config.image_text,
+        evaluation=config.evaluation,
+        processes=config.threads,
+    )
+    write_shapes(shapes)
+    job = load(
+        TrainJobConfig, config.train,
+        [f"output={config.output}/stage1", f"seed={config.seed}", f"steps={config.steps}", f"threads={config.threads}",
+         f"data.train={config.output}/shards", f"validation.shards={config.output}/shards"],
+    ).model_copy(update={"tracking": config.tracking})  # fmt: skip
+    with ray_session(job.workers + 2):
+        begin("ingest: SA-1B tars to Parquet shards (Ray Data)")
+        ingested = ingest(IngestConfig(source=f"{config.output}/shapes/image_masks", output=f"{config.output}/shards", part_bytes=8 * 1024**2))
+        begin("stage 1: a promptable segmenter over the frozen CLIP (Ray Train)")
+        trained = fit(job)
+
+    def evaluate(folder: str, title: str) -> dict[str, float]:
+        begin(title)
+        settings = PromptableJobConfig(
+            checkpoint=f"{config.output}/{folder}",
+            annotations=f"{config.output}/shapes/evaluation/panoptic.json",
+            output=f"{config.output}/{folder}_promptable",
+            threads=config.threads,
+        )
+        scores: dict[str, float] = evaluate_promptable_job(settings)["promptable"]
+        return scores
+
+    method = build_method(job.method, config.seed)
+    checkpoint.save(Path(config.output) / "untrained", CheckpointInfo(step=0, method=job.method.model_dump(mode="json")), method.state())
+    before = evaluate("untrained", "promptable evaluation before training")
+    after = evaluate("stage1/model", "promptable evaluation after training")
+    promptable = {
+        "box_iou": after["box_iou"],
+        "point_iou": after["point_iou"],
+        "box_fill_iou": after["box_fill_iou"],
+        "untrained_box_iou": before["box_iou"],
+        "untrained_point_iou": before["point_iou"],
+    }
+    report = {
+        "promptable": promptable,
+        "seed": config.seed,
+        "steps": config.steps,
+        "seconds": round(time.perf_counter() - started, 1),
+        "ingest": ingested,
+        "checkpoint": trained["checkpoint"],
+        "mlflow": trained["mlflow"],
+        "pictures": [f"{config.output}/stage1/pictures", f"{config.output}/stage1/model_promptable/everything.png"],
+    }
+    show(console, config, report)
+    return report
+
+
+def show(console: Console, config: QuickstartConfig, report: dict[str, Any]) -> None:
+    """The closing table, where to look, and what to try next."""
+    scores = report["promptable"]
+    table = Table(title=f"The shapes world, seed {config.seed}: mean IoU over {config.evaluation} unseen scenes ({report['seconds']:.0f} s in all)")
+    for column in ("prompt", "untrained", "trained", "the box itself"):
+        table.add_column(column, justify="left" if column == "prompt" else "right")
+    table.add_row("1 box", f"{scores['untrained_box_iou']:.3f}", f"{scores['box_iou']:.3f}", f"{scores['box_fill_iou']:.3f}")
+    table.add_row("1 point (best of a 20 x 20 grid)", f"{scores['untrained_point_iou']:.3f}", f"{scores['point_iou']:.3f}", "")
+    console.print(table)
+    lines = [
+        f"pictures    {report['pictures'][1]} (image, ground truth, everything)",
+        f"MLflow run  {report['mlflow']}",
+        f"checkpoint  {report['checkpoint']}",
+        "",
+        "Next:",
+        f"  .venv/bin/python -m uniovseg segment {config.output}/shapes/evaluation/images/000000.jpg --checkpoint {report['checkpoint']}",
+        f"  .venv/bin/python -m uniovseg inspect {config.output}/shards",
+        f"  .venv/bin/python jobs/evaluate.py promptable checkpoint={report['checkpoint']} annotations={config.output}/shapes/evaluation/panoptic.json",
+        f"  .venv/bin/python jobs/train.py --config jobs/configs/stage1_shapes.yaml data.train={config.output}/shards optim.lr=5e-4",
+        f"  .venv/bin/mlflow ui --backend-store-uri {config.tracking.resolve()}",
+    ]
+    console.print("\n".join(lines), soft_wrap=True, highlight=False)
