@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field, ValidationError
@@ -71,9 +71,10 @@ def read_info(folder: Path) -> CheckpointInfo:
 def read_weights(folder: Path, name: str = MODEL) -> dict[str, Tensor]:
     """The tensors of one file of a checkpoint folder, on the CPU."""
     try:
-        return load_file(folder / name)
+        tensors: dict[str, Tensor] = load_file(folder / name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError("the checkpoint's weights cannot be read", seen=folder / name, fix=str(error)) from error
+    return tensors
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], expected: set[str]) -> None:
@@ -101,7 +102,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter
     flat: dict[str, Tensor] = {}
     for parameter, memory in optimizer.state.items():
         for kind, value in memory.items():
-            flat[f"{kind}/{names[parameter]}"] = torch.as_tensor(value).detach().cpu().clone()
+            flat[f"{kind}/{names[cast(nn.Parameter, parameter)]}"] = torch.as_tensor(value).detach().cpu().clone()
     return flat
 
 

@@ -80,7 +80,8 @@ class PromptableScores:
         }
 
 
-NO_SCORES = PromptableScores(*(torch.zeros(0, dtype=torch.float64) for _ in range(3)), images=0)
+_NONE = torch.zeros(0, dtype=torch.float64)
+NO_SCORES = PromptableScores(_NONE, _NONE, _NONE, images=0)
 """The scores of no image: what sums start from."""
 
 
@@ -89,7 +90,7 @@ def evaluate_image(method: MaskGeneration, sample: LabelledImage, config: Prompt
     """Promptable scores of one image. Masks of no pixel are dropped."""
     masks = sample.masks.select(torch.nonzero(sample.masks.area() > 0).flatten())
     if len(masks) == 0:
-        return PromptableScores(*(torch.zeros(0, dtype=torch.float64) for _ in range(3)))
+        return PromptableScores(_NONE, _NONE, _NONE)
     embedded = method.embed(sample.image)
     boxes = masks.boxes_xyxy()
     sides = boxes[:, 2:] - boxes[:, :2]

@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 NAN_COST = 1e6
 """Cost of a pair whose cost is not finite: above any real cost, so that the pair is matched last."""
-_NONE_COST = 1e9
-"""Cost of leaving a prediction without ground truth: more than any sum of pairs, so that as many as possible are matched."""
 
 
 class MatchingConfig(Config):
@@ -129,22 +127,27 @@ def assign(cost: Tensor, candidate: Tensor) -> Tensor:
         assignments the one is taken that gives prediction 0 its cheapest column, then prediction 1, and so on; of equal columns the first.
     """
     problems, rows, columns = cost.shape
-    value, column = cost.masked_fill(~candidate[:, None], _NONE_COST).sort(dim=-1, stable=True)
+    value, column = cost.masked_fill(~candidate[:, None], float("inf")).sort(dim=-1, stable=True)
     width = min(rows, columns)
     value, column = value[..., :width], column[..., :width]  # each prediction's cheapest candidates
     if width < rows:  # fewer columns than predictions: the rest choose nothing
-        value, column = F.pad(value, (0, 1), value=_NONE_COST), F.pad(column, (0, 1))
+        value, column = F.pad(value, (0, 1), value=float("inf")), F.pad(column, (0, 1))
         width += 1
-    column = column.masked_fill(value == _NONE_COST, -1)
+    real = value < float("inf")
+    value, column = value.double().masked_fill(~real, 0.0), column.masked_fill(~real, -1)
 
     def along(values: Tensor, *axes: int) -> Tensor:  # the choices of these predictions, in the array of all combinations
         return values.view(problems, *(width if axis in axes else 1 for axis in range(rows)))
 
     total = torch.zeros(problems, *[width] * rows, dtype=torch.float64, device=cost.device)
+    matched = torch.zeros(total.shape, dtype=torch.int8, device=cost.device)
     for row in range(rows):
-        total += along(value[:, row].double(), row)
+        total += along(value[:, row].contiguous(), row)
+        matched += along(real[:, row].contiguous(), row)
+    most = candidate.sum(1).clamp(max=rows)
+    total.masked_fill_(matched != along(most), float("inf"))
     for one, two in itertools.combinations(range(rows), 2):
-        clash = (column[:, one, :, None] == column[:, two, None]) & (column[:, one, :, None] >= 0)
+        clash = (column[:, one, :, None] == column[:, two, None]) & real[:, one, :, None]
         total.masked_fill_(along(clash, one, two), float("inf"))
     best = torch.stack(torch.unravel_index(total.flatten(1).argmin(1), [width] * rows), dim=1)
     return column.gather(2, best[..., None])[..., 0]

@@ -8,6 +8,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,14 +40,14 @@ class Segment:
         area: number of pixels.
     """
 
-    rle: dict[str, object]
+    rle: dict[str, Any]
     predicted_iou: float
     box_xyxy: tuple[int, int, int, int]
     area: int
 
     def mask(self) -> NDArray[np.bool_]:
         """The mask as an array [h, w]."""
-        height, width = self.rle["size"]  # type: ignore[misc]
+        height, width = self.rle["size"]
         dense: NDArray[np.bool_] = RunLengthMasks.from_coco([self.rle], (height, width)).to_dense()[0].numpy()
         return dense
 

@@ -5,6 +5,7 @@ its retry strategy. Credentials come from the usual AWS chain and are never part
 AWS_REGION.
 """
 
+import errno
 import functools
 import os
 import random
@@ -27,8 +28,9 @@ from uniovseg.errors import MissingFileError, StorageError
 ATTEMPTS = 6
 """How often a read or write is tried before its error is raised."""
 
-PERMANENT = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
-"""What S3 says when trying again cannot help."""
+PERMANENT_CODES = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS)
+PERMANENT_WORDS = ("is a directory", "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
+"""What the operating system and S3 say when trying again cannot help."""
 
 T = TypeVar("T")
 
@@ -115,7 +117,7 @@ def with_retries(call: Callable[[], T], what: str) -> T:
         except FileNotFoundError as error:
             raise MissingFileError(f"{what}: not found") from error
         except OSError as error:
-            hopeless = isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) or any(word in str(error) for word in PERMANENT)
+            hopeless = error.errno in PERMANENT_CODES or any(word in str(error) for word in PERMANENT_WORDS)
             if hopeless or attempt == ATTEMPTS - 1:
                 raise StorageError(what, seen=" ".join(str(error).split())[:300]) from error
             pause(attempt)

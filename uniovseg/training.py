@@ -267,7 +267,7 @@ def restore(config: TrainConfig, method: TrainableMethod, optimizer: torch.optim
     """
     info = checkpoint.read_info(folder)
     now: dict[str, Any] = json.loads(config.model_dump_json())
-    changed = [key for key in now if key not in RESUMABLE and key != "data" and now[key] != info.config.get(key)]
+    changed = [key for key in now if key not in RESUMABLE | RAY_KEYS and key != "data" and now[key] != info.config.get(key)]
     changed += [f"data.{key}" for key in now["data"] if key != "threads" and now["data"][key] != info.config.get("data", {}).get(key)]
     if changed:
         raise CheckpointError(

@@ -44,4 +44,4 @@ def shrink_for(data: bytes, height: int, width: int, scale: float) -> int:
     """
     if not data.startswith(b"\xff\xd8"):
         return 1
-    return max(shrink for shrink in _FLAGS if shrink <= scale and height % shrink == 0 and width % shrink == 0)
+    return max(shrink for shrink in _FLAGS if shrink <= max(scale, 1.0) and height % shrink == 0 and width % shrink == 0)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from uniovseg.data.images import decode_image
@@ -27,6 +28,7 @@ def inspect_shards(uri: str, out: Path | None, console: Console, samples: int = 
         DataError: there is no shard set at `uri`.
     """
     shards = ShardSet(uri)
+    console.print(escape(shards.location.uri), soft_wrap=True)
     console.print(_summary(shards))
     if shards.manifest.rejects:
         console.print(_reasons(shards))
@@ -43,13 +45,13 @@ def _summary(shards: ShardSet) -> Table:
     manifest = shards.manifest
     groups = [rows for shard in manifest.shards for rows in shard.rows]
     size = sum(shard.bytes for shard in manifest.shards)
-    table = Table("", "", title=shards.location.uri, show_header=False)
+    table = Table("", "", show_header=False)
     table.add_row("layout version", str(manifest.format))
     table.add_row("samples", str(manifest.samples))
     table.add_row("masks", f"{manifest.masks} ({manifest.masks / max(manifest.samples, 1):.1f} a sample)")
     table.add_row("shards", f"{len(manifest.shards)}, {size / 1e6:.1f} MB ({size / max(manifest.samples, 1) / 1e3:.1f} kB a sample)")
     table.add_row("row groups", f"{len(groups)} of {min(groups)} to {max(groups)} rows" if groups else "0")
-    table.add_row("sources", "\n".join(manifest.sources[:5]) + (f"\nand {len(manifest.sources) - 5} more" if len(manifest.sources) > 5 else ""))
+    table.add_row("sources", "\n".join(map(escape, manifest.sources[:5])) + (f"\nand {len(manifest.sources) - 5} more" if len(manifest.sources) > 5 else ""))
     table.add_row("rejected", str(sum(manifest.rejects.values())))
     return table
 
@@ -65,7 +67,8 @@ def _rejected(shards: ShardSet, limit: int) -> Table:
     found = shards.rejects()
     table = Table("key", "reason", "offset", "source", "detail", title=f"the first {min(limit, len(found))} of {len(found)}")
     for row in found.slice(0, limit).to_pylist():
-        table.add_row(row["key"], row["reason"], str(row["offset"]), row["source"].rpartition("/")[2], row["detail"])
+        cells = (row["key"], row["reason"], row["offset"], row["source"].rpartition("/")[2], row["detail"])
+        table.add_row(*(escape(str(cell)) for cell in cells))
     return table
 
 

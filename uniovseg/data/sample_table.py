@@ -1,6 +1,7 @@
 """Training samples as Arrow tables, so that they can travel between processes without pickling or copying pixels."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from uniovseg.data.samples import collate
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import MaskBatch, MaskSample, View
+
+Kind = TypeVar("Kind", bound=np.generic)
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -72,5 +75,5 @@ def to_batch(table: pa.Table) -> MaskBatch:
     return collate(samples, seeds)
 
 
-def _values(scalar: pa.Scalar, kind: type[np.generic]) -> NDArray[np.generic]:
+def _values(scalar: pa.Scalar, kind: type[Kind]) -> NDArray[Kind]:
     return np.frombuffer(scalar.as_buffer(), kind)

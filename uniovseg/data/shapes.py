@@ -97,7 +97,8 @@ def _outline(shape: str) -> tuple[NDArray[np.float64], ...]:
     """Closed contours of a shape inside the unit circle, (x, y); a second contour is a hole."""
 
     def polar(angles: NDArray[np.float64], radii: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.reshape(radii, (-1, 1))
+        contour: NDArray[np.float64] = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.reshape(radii, (-1, 1))
+        return contour
 
     turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     match shape:
@@ -129,7 +130,8 @@ def _outline(shape: str) -> tuple[NDArray[np.float64], ...]:
 @functools.lru_cache(maxsize=4)
 def _pixel_centres(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     grid = np.arange(size, dtype=np.float32) + 0.5
-    return np.meshgrid(grid, grid)  # type: ignore[return-value]
+    xs, ys = np.meshgrid(grid, grid)
+    return xs, ys
 
 
 def _ground_texture(name: str, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -190,16 +192,17 @@ def _place(config: SceneConfig, rng: np.random.Generator, classes: NDArray[np.in
     return placed
 
 
-def _pattern(name: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> Mask | None:
+def _pattern(name: str, u: NDArray[np.floating], v: NDArray[np.floating]) -> Mask | None:
     """Where the pattern's darker tone is, in coordinates of one period; None for a plain shape."""
+    dark: Mask | None = None
     match name:
         case "striped":
-            return np.floor(u * 2).astype(np.int32) % 2 == 0
+            dark = np.floor(u * 2).astype(np.int32) % 2 == 0
         case "dotted":
-            return (u - np.floor(u) - 0.5) ** 2 + (v - np.floor(v) - 0.5) ** 2 < 0.085
+            dark = (u - np.floor(u) - 0.5) ** 2 + (v - np.floor(v) - 0.5) ** 2 < 0.085
         case "checkered":
-            return (np.floor(u * 1.6).astype(np.int32) + np.floor(v * 1.6).astype(np.int32)) % 2 == 0
-    return None
+            dark = (np.floor(u * 1.6).astype(np.int32) + np.floor(v * 1.6).astype(np.int32)) % 2 == 0
+    return dark
 
 
 def _paint(canvas: NDArray[np.float32], item: _Placed, with_part: bool, rng: np.random.Generator) -> tuple[Mask, Mask | None]:

@@ -114,7 +114,7 @@ class Clip(nn.Module):
         """The visual projector F_v: pooled ``res5`` vectors [..., C] to joint embeddings [..., D], not normalised (method: normalisation after pooling)."""
         visual = self.model.visual
         flat = pooled.reshape(-1, pooled.shape[-1])
-        embedded = visual.head(visual.trunk.head(flat[:, :, None, None]))
+        embedded: Tensor = visual.head(visual.trunk.head(flat[:, :, None, None]))
         return embedded.reshape(*pooled.shape[:-1], -1)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Clip(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """The learned inverse temperature, at most 100."""
-        return self.model.logit_scale.exp().clamp(max=100)
+        return cast(Tensor, self.model.logit_scale.exp().clamp(max=100))
 
 
 def load_clip(config: ClipConfig) -> Clip:

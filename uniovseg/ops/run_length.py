@@ -121,9 +121,7 @@ class RunLengthMasks:
         totals = np.diff(sums[splits])
         wrong = np.flatnonzero(totals != pixels)
         if len(wrong):
-            raise DataError(
-                f"the counts of mask {wrong[0]} do not sum to h*w", seen=int(totals[wrong[0]]), allowed=f"{height} * {width} = {pixels}"
-            )
+            raise DataError(f"the counts of mask {wrong[0]} do not sum to h*w", seen=int(totals[wrong[0]]), allowed=f"{height} * {width} = {pixels}")
         # Every mask sums to h * w, so the running sum over all masks is already shifted by i * h * w.
         return cls(torch.from_numpy(sums[1:]), torch.from_numpy(splits), (height, width))
 
@@ -190,9 +188,9 @@ class RunLengthMasks:
         lengths = self.splits.diff()[index]
         splits = _splits(lengths)
         owner = _owners(lengths)
-        position = torch.arange(len(owner), device=owner.device) + (self.splits[index] - splits[:-1])[owner]
+        position = torch.arange(len(owner), device=owner.device) + (self.splits[index] - splits[:-1]).index_select(0, owner)
         shift = (torch.arange(len(index), device=owner.device) - index) * self._pixels
-        return RunLengthMasks(self.ends[position] + shift[owner], splits, self.size)
+        return RunLengthMasks(self.ends.index_select(0, position) + shift.index_select(0, owner), splits, self.size)
 
     # --- asking -------------------------------------------------------------------------------------------------------------------------
 
@@ -212,7 +210,7 @@ class RunLengthMasks:
         height, width = self.size
         x, y = points_xy.unbind(-1)
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        position = torch.add(y.to(torch.int64), x.to(torch.int64), alpha=height).masked_fill_(~inside, 0)
+        position = torch.add(y.to(torch.int64), x.to(torch.int64), alpha=height)  # of any value outside, where the label is False anyway
         if position.dim() == 1 and index is None and len(self.ends) < len(self) * len(position):
             return self._sample_shared(position) & inside
         asked = torch.arange(len(self), device=position.device) if index is None else index
@@ -263,19 +261,23 @@ class RunLengthMasks:
             return area, boxes
         owner, starts, ends = self._intervals()
         shift = owner * self._pixels
-        first = _rows_before((starts - shift).clamp(x0 * height, x1 * height), height, y0, y1)
-        last = _rows_before((ends - shift).clamp(x0 * height, x1 * height), height, y0, y1)
+        first = _rows_before((starts - shift).clamp_(x0 * height, x1 * height), height, y0, y1)
+        last = _rows_before((ends - shift).clamp_(x0 * height, x1 * height), height, y0, y1)
         area.index_add_(0, owner, last - first)
-        shown = last > first
-        owner, first, last = owner[shown], first[shown], last[shown] - 1
-        # `first` and `last` (inclusive now) are column-major positions in the strip of rows y0 to y1: columns and rows follow from them.
-        rows = y1 - y0
+        hidden = last == first
+        # `first` and `last` (inclusive from here) are column-major positions in the strip of rows y0 to y1: columns and rows follow from them.
+        last, rows = last - 1, y1 - y0
         left, right = first // rows, last // rows
         several = right > left  # reaches over a column's border: touches the strip's bottom row, then its top row
-        top, bottom = torch.where(several, 0, first - left * rows), torch.where(several, rows - 1, last - right * rows)
-        for side, (value, reduce) in enumerate([(left, "amin"), (top + y0, "amin"), (right + 1, "amax"), (bottom + y0 + 1, "amax")]):
-            boxes[:, side] = boxes[:, side].scatter_reduce(0, owner, value, reduce, include_self=False)
-        return area, boxes
+        top, bottom = (first - left * rows).masked_fill_(several, 0), (last - right * rows).masked_fill_(several, rows - 1)
+        # Hidden intervals stay in, with values that change no minimum or maximum: leaving them out would cost more than all else here.
+        none = max(width, height)
+        for side, value in enumerate([left, top]):
+            boxes[:, side] = area.new_full(area.shape, none).scatter_reduce_(0, owner, value.masked_fill_(hidden, none), "amin")
+        for side, value in enumerate([right, bottom], start=2):
+            boxes[:, side] = area.new_full(area.shape, -1).scatter_reduce_(0, owner, value.masked_fill_(hidden, -1), "amax") + 1
+        boxes += boxes.new_tensor([0, y0, 0, y0])
+        return area, boxes.masked_fill_((area == 0)[:, None], 0)
 
     def intersection(self, other: "RunLengthMasks") -> Tensor:
         """Pixels that mask i of self and mask j of other share, int64 [N, M]. Both must be of one size and on one device.
@@ -345,8 +347,9 @@ class RunLengthMasks:
         """Runs of ones: mask, start key and end key of each, int64, in ascending order; runs of no pixel included."""
         lengths = self.splits.diff() // 2
         owner = _owners(lengths)
-        run = 2 * torch.arange(len(owner), device=owner.device) + (self.splits[:-1] - 2 * _splits(lengths)[:-1])[owner]
-        return owner, self.ends[run], self.ends[run + 1]
+        skipped = torch.repeat_interleave(self.splits[:-1] - 2 * _splits(lengths)[:-1], lengths)  # last runs of zeros of the masks before
+        run = torch.arange(0, 2 * len(owner), 2, device=owner.device) + skipped
+        return owner, self.ends.index_select(0, run), self.ends.index_select(0, run + 1)
 
     def _joined(self) -> "RunLengthMasks":
         """The same masks with the fewest runs: none without pixels but a leading one, which makes equal masks equal tensors."""
@@ -449,16 +452,12 @@ def _check_codes(
     if len(codes) and codes.max() > 63:
         at = int(np.argmax(codes > 63))
         mask = int(np.searchsorted(offsets, at, side="right")) - 1
-        raise DataError(
-            f"mask {mask} has a character that is no run-length code", seen=bytes(characters[at : at + 1]), allowed="'0' to 'o'"
-        )
+        raise DataError(f"mask {mask} has a character that is no run-length code", seen=bytes(characters[at : at + 1]), allowed="'0' to 'o'")
     filled = np.flatnonzero(np.diff(offsets))
     cut = filled[codes[offsets[filled + 1] - 1] > 31]
     if len(cut):
         end = int(offsets[cut[0] + 1])
-        raise DataError(
-            f"the counts of mask {cut[0]} end inside a value", seen=bytes(characters[end - 1 : end]), allowed="'0' to 'O' at the end"
-        )
+        raise DataError(f"the counts of mask {cut[0]} end inside a value", seen=bytes(characters[end - 1 : end]), allowed="'0' to 'O' at the end")
     if len(lengths) and lengths.max() > _LONGEST_VALUE:
         at = int(np.argmax(lengths > _LONGEST_VALUE))
         mask = int(np.searchsorted(offsets, last[at], side="right")) - 1

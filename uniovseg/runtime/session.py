@@ -8,6 +8,15 @@ from contextlib import contextmanager
 import ray
 
 
+def quiet_ray_data() -> None:
+    """Keep Ray Data in this process from telling of each execution on the terminal; its warnings stay, and its log files keep all."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":
+            handler.setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that there are no progress bars, as we asked
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
 @contextmanager
 def ray_session(cpus: int) -> Iterator[None]:
     """Connect to Ray; a cluster that was started here ends with the block.
@@ -19,15 +28,16 @@ def ray_session(cpus: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    quiet_ray_data()
     if ray.is_initialized():
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default for a cluster of its own; said aloud, it warns no more
         memory = 512 * 1024**2
         ray.init(num_cpus=max(cpus, os.cpu_count() or 1), object_store_memory=memory, logging_level=logging.WARNING, include_dashboard=True)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
     finally:

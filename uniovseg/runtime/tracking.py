@@ -1,8 +1,10 @@
 """MLflow: one run a job. The driver opens the run and closes it; whoever trains logs to its id in batches.
 
 Tracking is on when a tracking URI is configured. An SQLite store is initialised once, by the driver: two processes that do it together break it.
+MLflow is imported where it is used: that takes two seconds, which a worker that does not log need not spend.
 """
 
+import logging
 import os
 import subprocess
 import tempfile
@@ -10,17 +12,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import cv2
-import mlflow
 import numpy as np
-from mlflow.entities import Metric, Param, RunStatus
-from mlflow.tracking import MlflowClient
 from numpy.typing import NDArray
 from pydantic import Field
 
 from uniovseg.config import Config, flatten, to_yaml
+from uniovseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+SQLITE = "sqlite:///"
 
 
 class TrackingConfig(Config):
@@ -30,8 +36,18 @@ class TrackingConfig(Config):
     experiment: str = Field("uniovseg", description="MLflow experiment")
 
     def resolve(self) -> str | None:
-        """The tracking URI in force, or None for no tracking."""
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        """The tracking URI in force, or None for no tracking. The path of an SQLite file becomes absolute: workers have another working directory.
+
+        Raises:
+            ConfigError: `uri` holds credentials, which would end up among the parameters and in checkpoints.
+        """
+        if self.uri is not None and "@" in urlsplit(self.uri).netloc:
+            raise ConfigError(
+                "tracking.uri holds credentials",
+                fix="give the whole URI as MLFLOW_TRACKING_URI, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+            )
+        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}" if uri and uri.startswith(SQLITE) else uri
 
 
 class Run:
@@ -41,13 +57,17 @@ class Run:
         self.uri = uri
         self.run_id = run_id
 
-    def _client(self) -> MlflowClient:
+    def _client(self) -> "MlflowClient":
+        from mlflow.tracking import MlflowClient
+
         return MlflowClient(tracking_uri=self.uri)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Log metrics of one step in one request. Values that are not finite are left out."""
         if self.run_id is None:
             return
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         self._client().log_batch(self.run_id, [Metric(name, float(value), now, step) for name, value in metrics.items() if np.isfinite(value)])
 
@@ -66,8 +86,11 @@ class Run:
             self._client().log_artifact(self.run_id, str(path))
 
     def describe(self) -> str:
-        """One line for a person: where the run can be seen."""
-        return "off (no tracking URI)" if self.run_id is None else f"{self.run_id} in {self.uri}"
+        """One line for a person: where the run can be seen. It shows no credentials of the URI."""
+        if self.uri is None:
+            return "off (no tracking URI)"
+        place = urlsplit(self.uri).netloc
+        return f"{self.run_id} in {self.uri.replace(place, place.rpartition('@')[2], 1)}"
 
 
 def code_version() -> dict[str, str]:
@@ -89,20 +112,25 @@ def tracked_run(tracking: TrackingConfig, name: str, config: Config, tags: dict[
     if uri is None:
         yield Run(None, None)
         return
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+    from mlflow.entities import Param
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    if uri.startswith(SQLITE):
+        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient(tracking_uri=uri)
+    run = Run(uri, None)
+    client = run._client()
     experiment = mlflow.set_experiment(tracking.experiment)
-    created = client.create_run(experiment.experiment_id, run_name=name, tags=code_version() | (tags or {}))
-    run = Run(uri, created.info.run_id)
+    run.run_id = client.create_run(experiment.experiment_id, run_name=name, tags=code_version() | (tags or {})).info.run_id
     parameters = [Param(key, str(value)[:500]) for key, value in flatten(config).items()]
     for begin in range(0, len(parameters), 100):
-        client.log_batch(created.info.run_id, params=parameters[begin : begin + 100])
-    client.log_text(created.info.run_id, to_yaml(config), "config.yaml")
-    status = RunStatus.to_string(RunStatus.FAILED)
+        client.log_batch(run.run_id, params=parameters[begin : begin + 100])
+    client.log_text(run.run_id, to_yaml(config), "config.yaml")
+    status = "FAILED"
     try:
         yield run
-        status = RunStatus.to_string(RunStatus.FINISHED)
+        status = "FINISHED"
     finally:
-        client.set_terminated(created.info.run_id, status)
+        client.set_terminated(run.run_id, status)

@@ -18,7 +18,7 @@ import numpy as np
 import ray.train
 import torch
 from pydantic import Field
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from uniovseg import checkpoint, storage
@@ -29,7 +29,7 @@ from uniovseg.errors import ConfigError, TrainingError
 from uniovseg.pictures import Picture
 from uniovseg.records import MaskBatch
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
-from uniovseg.runtime.session import ray_session
+from uniovseg.runtime.session import quiet_ray_data, ray_session
 from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
 from uniovseg.storage import Location
 from uniovseg.training import TrainConfig, initial_method, make_validation, train
@@ -89,6 +89,7 @@ class RayRecorder:
 def train_worker(settings: dict[str, Any]) -> dict[str, float]:
     """What each Ray Train worker runs."""
     config = validate(TrainJobConfig, json.loads(settings["config"]))
+    quiet_ray_data()
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.threads or max(1, int(config.cpus_per_worker)))
@@ -118,6 +119,17 @@ def train_worker(settings: dict[str, Any]) -> dict[str, float]:
         return train(config, method, batches, recorder, validate=validate_fn, resume=Path(folder), rank=rank, world_size=world_size)
 
 
+def with_absolute_paths(config: TrainJobConfig) -> TrainJobConfig:
+    """`config` with the local paths made absolute: Ray's workers have another working directory."""
+    data = config.data.model_copy(update={"train": Location.of(config.data.train).uri})
+    shards = config.validation.shards
+    validation = config.validation.model_copy(update={"shards": None if shards is None else Location.of(shards).uri})
+    method, weights = config.method, config.method.clip.weights
+    if weights is not None and Path(weights).is_file():
+        method = method.model_copy(update={"clip": method.clip.model_copy(update={"weights": Location.of(weights).uri})})
+    return config.model_copy(update={"output": Location.of(config.output).uri, "data": data, "validation": validation, "method": method})
+
+
 def fit(config: TrainJobConfig) -> dict[str, Any]:
     """Train; the run's folder then holds ``model/`` (the final checkpoint), checkpoints, metrics.jsonl and pictures. Returns the report.
 
@@ -126,6 +138,7 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
         TrainingError: the training failed for good; the message says why.
     """
     started = time.perf_counter()
+    config = with_absolute_paths(config)
     output = Location.of(config.output)
     shards = ShardSet(config.data.train)
     if config.batch_size % (config.workers * config.accumulate):
@@ -161,6 +174,7 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
                 storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=config.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+                logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
         try:

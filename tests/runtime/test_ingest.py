@@ -1,0 +1,199 @@
+"""Ingest as a whole: parts, faults, a killed job, S3. What must come out is known, because the tests wrote what goes in."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tests.data.sa1b_samples import DAMAGES, make_files, make_record
+from uniovseg import storage
+from uniovseg.data import tar
+from uniovseg.data.coco import write_sa1b_tars
+from uniovseg.data.shards import MANIFEST, ShardSet
+from uniovseg.errors import ConfigError, DataError, StorageError
+from uniovseg.records import Rejected
+from uniovseg.runtime.ingest import IngestConfig, TarPart, ingest, plan_parts
+from uniovseg.storage import Location
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_damaged_tar(path: Path, count: int, damaged: int, seed: int = 0) -> dict[str, str | None]:
+    """A tar in which `damaged` of `count` samples are broken, in all ways in turn; key to the reason, None for a good one."""
+    rng = random.Random(seed)
+    bad = dict(zip(rng.sample(range(count), damaged), list(DAMAGES) * damaged, strict=False))
+    reasons: dict[str, str | None] = {}
+    with tarfile.open(path, "w") as archive:
+        for number in range(count):
+            files = make_files(number)
+            reasons[f"sa_{number}"] = None
+            if number in bad:
+                reasons[f"sa_{number}"], damage = DAMAGES[bad[number]]
+                files = damage(files)
+            for ending, data in files.items():
+                info = tarfile.TarInfo(f"./sa_{number}.{ending}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return reasons
+
+
+def assert_holds(output: str | Path, reasons: dict[str, str | None]) -> None:
+    """None lost, none twice, every reject with its reason and the offset at which it stands."""
+    shards = ShardSet(output)
+    good = [key for key, reason in reasons.items() if reason is None]
+    records = list(shards.records())
+    assert Counter(record.key for record in records) == Counter(good)
+    assert [record.key for record in records] == good  # in the tar's order
+    for record in records[:: max(1, len(records) // 50)]:
+        assert (record.image, record.counts) == ((made := make_record(int(record.key[3:]))).image, made.counts)
+    rejects = shards.rejects().to_pylist()
+    assert Counter((row["key"], row["reason"]) for row in rejects) == Counter((key, reason) for key, reason in reasons.items() if reason)
+    assert shards.manifest.rejects == dict(sorted(Counter(row["reason"] for row in rejects).items()))
+    for row in rejects:
+        header = Path(row["source"]).read_bytes()[row["offset"] : row["offset"] + 512]
+        assert header.startswith(f"./{row['key']}.".encode())
+
+
+def job(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "jobs/ingest.py"), *arguments]
+    return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.cluster
+def test_200_damaged_of_1000_also_when_killed_half_way(tmp_path: Path) -> None:
+    reasons = write_damaged_tar(tmp_path / "sa_000000.tar", 1000, 200)
+    assert set(reasons.values()) - {None} == {reason for reason, _ in DAMAGES.values()}
+    output = tmp_path / "out"
+    arguments = [f"source={tmp_path}", f"output={output}", "part_bytes=40000", "rows_per_group=16"]
+    process = job(arguments)
+    deadline = time.monotonic() + 90
+    while len(list((output / "commits").glob("*.json"))) < 8:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (output / MANIFEST).exists() and not (output / "report.json").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in list((output / "commits").glob("*.json"))[:8]}
+
+    printed = finish(job(arguments))
+    assert_holds(output, reasons)
+    report = json.loads((output / "report.json").read_text())
+    assert (report["samples"], report["rejected"]) == (800, 200) and report["rejects"] == ShardSet(output).manifest.rejects
+    assert 8 <= report["parts_already_done"] < report["parts"]
+    assert "800 samples" in printed and "200 rejected" in printed
+    assert kept == {name: (output / "commits" / name).stat().st_mtime_ns for name in kept}  # committed parts were not read again
+
+    again = ingest(IngestConfig(source=str(tmp_path), output=str(output), part_bytes=40000, rows_per_group=16))  # needs no Ray: nothing is left
+    assert again["parts_already_done"] == again["parts"] == report["parts"]
+    assert_holds(output, reasons)
+
+
+@pytest.mark.cluster
+def test_from_s3_to_s3(s3_bucket: str, tmp_path: Path) -> None:
+    paths = write_sa1b_tars([make_record(number) for number in range(30)], tmp_path, per_tar=20, number=lambda index: index)
+    for path in paths:
+        storage.write_bytes(Location.of(s3_bucket) / f"tars/{path.name}", path.read_bytes())
+    finish(job([f"source={s3_bucket}/tars", f"output={s3_bucket}/out", "part_bytes=20000"]))
+    shards = ShardSet(f"{s3_bucket}/out")
+    assert list(shards.manifest.sources) == [f"{s3_bucket}/tars/{path.name}" for path in paths]
+    assert [record.key for record in shards.records()] == [f"sa_{number}" for number in range(30)]
+    assert json.loads(storage.read_bytes(Location.of(f"{s3_bucket}/out/report.json")))["samples"] == 30
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_source_that_cannot_be_read_is_one_line_and_the_job_goes_on_later(tmp_path: Path) -> None:
+    paths = write_sa1b_tars([make_record(number) for number in range(4)], tmp_path, per_tar=2, number=lambda index: index)
+    config = IngestConfig(source=str(tmp_path), output=str(tmp_path / "out"))
+    parts = plan_parts(config)
+    assert len(parts) == 2
+    data = paths[1].read_bytes()
+    commits = tmp_path / "out/commits"
+    commits.parent.mkdir()
+    commits.write_text("a file where a folder must be")  # no part can be committed
+    with pytest.raises(StorageError, match="run the same command again"):
+        ingest(config)
+    commits.unlink()
+    assert ingest(config)["samples"] == 4
+    assert paths[1].read_bytes() == data
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_cluster")
+def test_coco_sets_become_shard_sets(tmp_path: Path) -> None:
+    real = os.environ.get("UNIOVSEG_REAL_DATA")
+    if real is None:
+        pytest.skip("UNIOVSEG_REAL_DATA is not set")
+    instances = f"{real}/coco_mini/annotations/instances_val2017.json"
+    report = ingest(IngestConfig(source=instances, images=f"{real}/coco_mini/val2017", output=str(tmp_path / "a"), format="coco_instances", verify="decode"))
+    parsed = json.loads(Path(instances).read_text())
+    crowds = sum(note["iscrowd"] for note in parsed["annotations"])
+    assert (report["samples"], report["rejected"]) == (len(parsed["images"]), 0)
+    assert report["masks"] == len(parsed["annotations"]) - crowds
+    assert report["parts"] == -(-len(parsed["images"]) // 64)
+    panoptic = f"{real}/panopticapi_sample/sample_data/panoptic_examples.json"
+    images = f"{real}/panopticapi_sample/sample_data/input_images"
+    report = ingest(IngestConfig(source=panoptic, images=images, output=str(tmp_path / "b"), format="coco_panoptic"))
+    segments = [segment for note in json.loads(Path(panoptic).read_text())["annotations"] for segment in note["segments_info"]]
+    assert (report["samples"], report["masks"]) == (2, sum(not segment["iscrowd"] for segment in segments))
+
+
+class Flaky(io.BytesIO):
+    """A file whose reads fail after a number of bytes."""
+
+    def __init__(self, data: bytes, budget: int) -> None:
+        super().__init__(data)
+        self.budget = budget
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        data = super().read(count)
+        self.budget -= len(data)
+        if self.budget < 0:
+            raise OSError("AWS Error SLOW_DOWN")
+        return data
+
+
+def test_read_errors_inside_a_part_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "pause", lambda attempt: None)
+    monkeypatch.setattr("uniovseg.runtime.ingest.BUFFER", 4096)
+    reasons = write_damaged_tar(tmp_path / "a.tar", 60, 20)
+    data = (tmp_path / "a.tar").read_bytes()
+    rng = random.Random(0)
+    opened = 0
+
+    class FlakyFilesystem:
+        def open_input_file(self, path: str) -> Any:
+            nonlocal opened
+            opened += 1
+            return pa.PythonFile(Flaky(data, rng.randrange(8_000, 40_000)), mode="r")
+
+    monkeypatch.setattr(Location, "filesystem", lambda self: (FlakyFilesystem(), self.uri))
+    parts = plan_parts(IngestConfig(source=str(tmp_path / "a.tar"), output="x", part_bytes=50_000)) if False else _parts(tmp_path / "a.tar", len(data))
+    found = [sample for part in parts for _, sample in part.samples(decode=False)]
+    assert opened > 2 * len(parts)
+    assert [(item.key, item.reason if isinstance(item, Rejected) else None) for item in found] == list(reasons.items())
+
+
+def _parts(path: Path, size: int) -> list[TarPart]:
+    from uniovseg.runtime.shards import PartRange
+
+    cuts = [0, size // 3, 2 * size // 3, size]
+    ranges = [PartRange(name=f"a-{b}", source=str(path), begin=b, end=e) for b, e in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [TarPart(item, size) for item in ranges]

@@ -1,0 +1,198 @@
+"""Training on a real local cluster. The runs are three: one of two workers, the same submitted again, and one whose worker is killed."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from uniovseg import checkpoint
+from uniovseg.config import flatten, validate
+from uniovseg.data.samples import MaskSampleConfig
+from uniovseg.data.views import ViewConfig
+from uniovseg.errors import ConfigError
+from uniovseg.methods.base import OptimConfig
+from uniovseg.methods.mask_generation import MaskGenerationConfig
+from uniovseg.runtime.tracking import Run, TrackingConfig
+from uniovseg.runtime.train import RayRecorder, TrainJobConfig, fit, with_absolute_paths
+from uniovseg.storage import Location
+from uniovseg.training import DataConfig, ValidationConfig
+
+STEPS, EVERY = 12, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def job(tiny_config: MaskGenerationConfig, shapes_shards: Path, mlflow_uri: str, folder: Path) -> TrainJobConfig:
+    """Two workers with two micro-batches each, a checkpoint every third step, validation at the end."""
+    return TrainJobConfig(
+        output=str(folder / "whole"),
+        seed=3,
+        steps=STEPS,
+        batch_size=4,
+        accumulate=2,
+        threads=1,
+        method=tiny_config,
+        data=DataConfig(train=str(shapes_shards), view=ViewConfig(size=64), sample=MaskSampleConfig(max_masks=6), window_groups=2),
+        optim=OptimConfig(lr=1e-3, warmup_steps=2, schedule="cosine"),
+        validation=ValidationConfig(shards=str(shapes_shards), images=2, points_per_side=2, every=100),
+        log_every=1,
+        checkpoint_every=EVERY,
+        workers=2,
+        tracking=TrackingConfig(uri=mlflow_uri, experiment="training"),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster: None, job: TrainJobConfig) -> dict[str, object]:
+    """The report of the run that nothing disturbs."""
+    return fit(job)
+
+
+def lines(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def learned(output: Path) -> dict[int, dict[str, float]]:
+    """By step, what a run must repeat: all logged values but the rates of this machine."""
+    kept = [{name: value for name, value in line.items() if name not in ("images_per_second", "data_wait_share")} for line in lines(output)]
+    assert [line["step"] for line in kept if "loss" in line] == list(range(1, STEPS + 1))
+    return {int(line["step"]): line for line in kept if "loss" in line}
+
+
+def tracked(job: TrainJobConfig, report: dict[str, object]) -> tuple[MlflowClient, str]:
+    return MlflowClient(tracking_uri=job.tracking.uri), str(report["mlflow"]).split()[0]
+
+
+@pytest.mark.cluster
+def test_a_run_leaves_its_report_checkpoints_and_curve(job: TrainJobConfig, whole: dict[str, object]) -> None:
+    output = Path(job.output)
+    assert (whole["steps"], whole["checkpoint"]) == (STEPS, f"{output}/model")
+    info = checkpoint.read_info(output / "model")
+    assert info.step == STEPS and info.method == job.method.model_dump(mode="json")
+    assert info.metrics == whole["metrics"] and set(info.metrics) == {"val_point_iou", "val_box_iou", "val_box_fill_iou"}
+    kept = sorted(path.parent.name for path in output.glob(f"*/{checkpoint.MANIFEST}"))
+    assert kept == ["model", "step_0000009", "step_0000012"]  # keep_checkpoints is 2
+    curve = learned(output)
+    assert all(value == value for line in curve.values() for value in line.values())
+    assert curve[STEPS]["loss"] < curve[1]["loss"] and curve[1]["lr"] == pytest.approx(job.optim.lr * job.optim.warmup_factor, rel=0.05)
+    assert (output / f"pictures/everything_{STEPS:07d}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.cluster
+def test_mlflow_holds_one_finished_run(job: TrainJobConfig, whole: dict[str, object]) -> None:
+    client, run_id = tracked(job, whole)
+    run = client.get_run(run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "whole")
+    assert run.data.params == {name: str(value)[:500] for name, value in flatten(job).items()}
+    for name in ("loss", "lr", "grad_norm", "images_per_second"):
+        assert [(item.step, item.value) for item in client.get_metric_history(run_id, name)] == [
+            (line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines(Path(job.output)) if name in line
+        ]
+    assert run.data.metrics["val_box_iou"] == pytest.approx(
+        validate(checkpoint.CheckpointInfo, {"step": 0, "method": {}, "metrics": whole["metrics"]}).metrics["val_box_iou"]
+    )
+    assert [item.path for item in client.list_artifacts(run_id, f"pictures/step_{STEPS:07d}")] == [f"pictures/step_{STEPS:07d}/everything.png"]
+
+
+@pytest.mark.cluster
+def test_a_finished_run_submitted_again_ends_at_once_from_another_folder_with_other_workers(
+    job: TrainJobConfig, whole: dict[str, object], folder: Path, shapes_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in Path(job.output).rglob("*") if path.name in ("metrics.jsonl", checkpoint.MODEL)}
+    monkeypatch.chdir(folder)
+    data = job.data.model_copy(update={"train": os.path.relpath(shapes_shards, folder)})
+    again = fit(job.model_copy(update={"output": "whole", "data": data, "workers": 1, "tracking": TrackingConfig()}))
+    assert (again["steps"], again["metrics"], again["mlflow"]) == (STEPS, whole["metrics"], "off (no tracking URI)")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+class Killer(threading.Thread):
+    """Kills one training worker as soon as Ray knows of a checkpoint and the run has gone on past it."""
+
+    def __init__(self, output: Path) -> None:
+        super().__init__(daemon=True)
+        self.output = output
+        self.over = threading.Event()
+        self.killed: int | None = None
+        self.last_step = 0
+
+    def run(self) -> None:
+        while not self.over.wait(0.02):
+            snapshot, metrics = self.output / "checkpoint_manager_snapshot.json", self.output / "metrics.jsonl"
+            if not (snapshot.exists() and "step_0" in snapshot.read_text() and metrics.exists()):
+                continue
+            step = int(lines(self.output)[-1]["step"])
+            if step % EVERY:
+                found = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
+                self.last_step, self.killed = step, found[0].pid
+                os.kill(found[0].pid, signal.SIGKILL)
+                return
+
+
+@pytest.mark.cluster
+def test_a_run_whose_worker_is_killed_goes_on_to_the_same_losses(job: TrainJobConfig, whole: dict[str, object], folder: Path) -> None:
+    killer = Killer(folder / "killed")
+    killer.start()
+    try:
+        report = fit(job.model_copy(update={"output": str(killer.output)}))
+    finally:
+        killer.over.set()
+        killer.join()
+    assert killer.killed is not None and EVERY < killer.last_step < STEPS
+
+    client, run_id = tracked(job, report)
+    steps = [item.step for item in sorted(client.get_metric_history(run_id, "loss"), key=lambda item: item.timestamp)]
+    resumed = steps[steps.index(STEPS) - STEPS + 1 :]  # an upper bound; made exact below
+    breaks = [index for index in range(1, len(steps)) if steps[index] <= steps[index - 1]]
+    assert len(breaks) == 1, steps  # one restart ...
+    resumed = steps[breaks[0] :]
+    assert resumed == list(range(resumed[0], STEPS + 1)) and resumed[0] > 1 and (resumed[0] - 1) % EVERY == 0  # ... from a checkpoint, to the end
+    assert steps[: breaks[0]] == list(range(1, breaks[0] + 1)) and breaks[0] >= killer.last_step
+
+    expected, found = learned(Path(job.output)), learned(killer.output)
+    for step in range(1, STEPS + 1):
+        assert found[step] == pytest.approx(expected[step], rel=0, abs=1e-5), step
+    assert report["metrics"] == pytest.approx(whole["metrics"], abs=1e-5)
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(job: TrainJobConfig) -> None:
+    with pytest.raises(ConfigError, match="4 over 3 workers x 2"):
+        fit(job.model_copy(update={"workers": 3}))
+
+
+def test_local_paths_become_absolute_and_others_stay(job: TrainJobConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.safetensors").write_bytes(b"")
+    clip = job.method.clip.model_copy(update={"weights": "clip.safetensors"})
+    relative = job.model_copy(
+        update={
+            "output": "runs/a",
+            "data": job.data.model_copy(update={"train": "s3://bucket/shards"}),
+            "validation": job.validation.model_copy(update={"shards": "runs/b"}),
+            "method": job.method.model_copy(update={"clip": clip}),
+        }
+    )
+    found = with_absolute_paths(relative)
+    assert (found.output, found.data.train, found.validation.shards) == (f"{tmp_path}/runs/a", "s3://bucket/shards", f"{tmp_path}/runs/b")
+    assert found.method.clip.weights == f"{tmp_path}/clip.safetensors"
+    tagged = job.method.model_copy(update={"clip": clip.model_copy(update={"weights": "laion2b"})})
+    assert with_absolute_paths(relative.model_copy(update={"method": tagged})).method.clip.weights == "laion2b"
+
+
+def test_a_later_attempt_drops_the_lines_after_its_checkpoint(tmp_path: Path) -> None:
+    first = RayRecorder(Run(None, None), Location.of(tmp_path), 0)
+    for step in (1, 2, 3, 4):
+        first.log(step, {"loss": float(step)})
+    second = RayRecorder(Run(None, None), Location.of(tmp_path), 2)
+    second.log(3, {"loss": 30.0})
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
