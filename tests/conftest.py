@@ -91,7 +91,9 @@ def shapes_shards(scenes: list[ImageMasks], tmp_path_factory: pytest.TempPathFac
     """A shard set of the ten scenes in two files, with row groups of 3, 3, 1 and 3 rows."""
     folder = tmp_path_factory.mktemp("shards")
     commits = [
-        write_part(PartRange(name=f"part_{number}", source="shapes", begin=begin, end=end), list(enumerate(scenes))[begin:end], Location.of(folder), 3)
+        write_part(
+            PartRange(name=f"part_{number}", source="shapes", begin=begin, end=end), list(enumerate(scenes))[begin:end], Location.of(folder), 3
+        )
         for number, (begin, end) in enumerate([(0, 7), (7, 10)])
     ]
     write_manifest(Location.of(folder), commits)

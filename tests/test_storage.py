@@ -59,7 +59,7 @@ def test_transient_errors_are_tried_again_and_lasting_ones_told(pauses: list[int
 
     assert storage.with_retries(failing(storage.ATTEMPTS - 1), "x") == "done"
     assert pauses == list(range(storage.ATTEMPTS - 1))
-    with pytest.raises(StorageError, match="reading y.*SLOW_DOWN"):
+    with pytest.raises(StorageError, match=r"reading y.*SLOW_DOWN"):
         storage.with_retries(failing(storage.ATTEMPTS), "reading y")
 
 

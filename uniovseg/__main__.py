@@ -10,8 +10,8 @@ from rich.console import Console
 
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.data.inspect import inspect_shards
 from uniovseg.errors import ConfigError, UniOVSegError
-from uniovseg.inspection import inspect
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.models.clip import CHECKPOINT, ClipConfig
 from uniovseg.models.mask_generator import MaskGeneratorConfig
@@ -42,6 +42,11 @@ def segment(arguments: argparse.Namespace) -> None:
     found = [{"rle": s.rle, "predicted_iou": round(s.predicted_iou, 4), "box_xyxy": s.box_xyxy, "area": s.area} for s in segments]
     (out / f"{stem}.json").write_text(json.dumps({"checkpoint": arguments.checkpoint, "size": embedded.size, "segments": found}))
     Console().print(f"{len(segments)} masks by {arguments.checkpoint!r}: {out / stem}.png, {out / stem}.json", soft_wrap=True)
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Show what a shard set holds."""
+    inspect_shards(arguments.uri, Path(arguments.out), Console(), arguments.samples)
 
 
 def import_release(arguments: argparse.Namespace) -> None:
@@ -85,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("uri")
     command.add_argument("--out", default="runs/inspect", help="folder of the picture of samples")
     command.add_argument("--samples", type=int, default=6, help="samples drawn")
-    command.set_defaults(run=lambda arguments: inspect(arguments.uri, Path(arguments.out), arguments.samples))
+    command.set_defaults(run=inspect)
     command = commands.add_parser("import-release", help="turn the released stage1.pth into a checkpoint of ours")
     command.add_argument("checkpoint")
     command.add_argument("--out", required=True, help="folder of the new checkpoint")

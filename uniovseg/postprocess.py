@@ -47,7 +47,7 @@ def filter_proposals(config: ProposalConfig, logits: Tensor, ious: Tensor, view:
     if config.min_stability > 0:
         kept &= stability(logits) >= config.min_stability
     logits, ious = logits[kept], ious[kept]
-    inside = valid_cells(view, logits.shape[-2:], logits.device)
+    inside = valid_cells(view, (logits.shape[-2], logits.shape[-1]), logits.device)
     binary = (logits > 0)[:, inside]
     filled = binary.any(1)
     logits, ious, binary = logits[filled], ious[filled], binary[filled]

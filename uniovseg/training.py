@@ -69,7 +69,9 @@ class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     threads: int = Field(0, ge=0, description="CPU threads of torch, a worker; 0: torch's own choice")
     method: MethodConfig = Field(..., description="the method and its parts")
-    init: str | None = Field(None, description="checkpoint folder or URI whose weights the run starts from ('shapes': the packaged model); null: random")
+    init: str | None = Field(
+        None, description="checkpoint folder or URI whose weights the run starts from ('shapes': the packaged model); null: random"
+    )
     data: DataConfig = Field(..., description="training data")
     optim: OptimConfig = Field(OptimConfig(), description="optimizer and schedule")
     validation: ValidationConfig = Field(ValidationConfig(), description="validation during the run")

@@ -42,7 +42,9 @@ def _annotation(files: Files, change: Callable[[dict[str, Any]], object]) -> Fil
 
 def _longer_run(parsed: dict[str, Any]) -> None:
     height, width = parsed["image"]["height"], parsed["image"]["width"]
-    parsed["annotations"][1]["segmentation"]["counts"] = RunLengthMasks.from_runs([[height * width + 1]], (1, height * width + 1)).to_counts()[0].decode()
+    parsed["annotations"][1]["segmentation"]["counts"] = (
+        RunLengthMasks.from_runs([[height * width + 1]], (1, height * width + 1)).to_counts()[0].decode()
+    )
 
 
 def _wider(parsed: dict[str, Any]) -> None:

@@ -32,7 +32,15 @@ def test_damages_are_rejected_with_their_reason(name: str) -> None:
 
 @pytest.mark.parametrize(
     "annotation",
-    [b"[]", b"7", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"image": {"height": 24, "width": 32}, "annotations": [{}]}', b'{"annotations": [], "image": null}'],
+    [
+        b"[]",
+        b"7",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"image": {"height": 24, "width": 32}, "annotations": [{}]}',
+        b'{"annotations": [], "image": null}',
+    ],
 )
 def test_strange_json_is_rejected_and_nothing_is_raised(annotation: bytes) -> None:
     found = parse(make_files(7) | {"json": annotation})

@@ -66,7 +66,10 @@ def test_a_shard_set_is_what_its_manifest_says(shard_set: Location) -> None:
         parquet = pq.ParquetFile(path)
         assert info.bytes == path.stat().st_size
         assert tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)) == info.rows
-        by_name = {parquet.metadata.row_group(0).column(i).path_in_schema: parquet.metadata.row_group(0).column(i) for i in range(parquet.metadata.num_columns)}
+        by_name = {
+            parquet.metadata.row_group(0).column(i).path_in_schema: parquet.metadata.row_group(0).column(i)
+            for i in range(parquet.metadata.num_columns)
+        }
         assert by_name["image"].compression == "UNCOMPRESSED" and by_name["counts.list.element"].compression == "ZSTD"
 
 

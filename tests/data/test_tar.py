@@ -1,6 +1,7 @@
 """Reading tars in parts, with errors, against the standard library's reader as oracle."""
 
 import io
+import itertools
 import random
 import tarfile
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def test_any_cut_gives_every_sample_once(kind: int, prefix: str) -> None:
     rng = random.Random(2)
     for cuts in [range(512, len(data), 512), [700], *(sorted(rng.sample(range(1, len(data)), 5)) for _ in range(30))]:
         borders = [0, *cuts, len(data)]
-        parts = [read(data, begin, end) for begin, end in zip(borders[:-1], borders[1:], strict=True)]
+        parts = [read(data, begin, end) for begin, end in itertools.pairwise(borders)]
         assert plain([item for part in parts for item in part]) == expected
 
 
@@ -124,7 +125,7 @@ class Faulty(io.BytesIO):
 
 @pytest.mark.parametrize("begin", [0, 30_000])
 def test_transient_errors_neither_lose_nor_repeat(begin: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar, "pause", lambda attempt: None)
+    monkeypatch.setattr(tar, "pause", lambda _: None)
     data = make_tar(some_files(40, seed=4), tarfile.PAX_FORMAT)
     expected = plain(read(data, begin))
     for seed in range(100):
@@ -146,7 +147,7 @@ def test_transient_errors_neither_lose_nor_repeat(begin: int, monkeypatch: pytes
 
 
 def test_an_error_that_stays_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar, "pause", lambda attempt: None)
+    monkeypatch.setattr(tar, "pause", lambda _: None)
     tries = 0
 
     def open_at(offset: int) -> BinaryIO:
@@ -170,7 +171,7 @@ def test_a_broken_header_loses_its_member_only_and_is_told_once() -> None:
     data[4 * member + 100 : 4 * member + 110] = b"\xff" * 10  # the header of s2.jpg
     expected = [(key, found if key != "s2" else {"json": found["json"]}) for key, found in samples_of(files)]
     for borders in every_cut(bytes(data)):
-        parts = [read(bytes(data), begin, end) for begin, end in zip(borders[:-1], borders[1:], strict=True)]
+        parts = [read(bytes(data), begin, end) for begin, end in itertools.pairwise(borders)]
         found = [item for part in parts for item in part]
         assert plain(found) == expected
         # A part that begins behind the broken header cannot see it, but the part before does.

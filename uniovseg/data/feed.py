@@ -1,6 +1,6 @@
 """From the plan to batches, in one process: row groups are read once a window, samples are made by threads ahead of the trainer.
 
-`window_rows` and `make_samples` are the two halves that `uniovseg.runtime.datasets` runs as Ray Data tasks; `planned_batches` joins them with threads.
+`GroupReader` and `SampleMaker` are the two halves that `uniovseg.runtime.datasets` runs as Ray Data tasks; `planned_batches` joins them with threads.
 """
 
 from collections import OrderedDict, deque

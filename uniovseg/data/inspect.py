@@ -51,7 +51,9 @@ def _summary(shards: ShardSet) -> Table:
     table.add_row("masks", f"{manifest.masks} ({manifest.masks / max(manifest.samples, 1):.1f} a sample)")
     table.add_row("shards", f"{len(manifest.shards)}, {size / 1e6:.1f} MB ({size / max(manifest.samples, 1) / 1e3:.1f} kB a sample)")
     table.add_row("row groups", f"{len(groups)} of {min(groups)} to {max(groups)} rows" if groups else "0")
-    table.add_row("sources", "\n".join(map(escape, manifest.sources[:5])) + (f"\nand {len(manifest.sources) - 5} more" if len(manifest.sources) > 5 else ""))
+    table.add_row(
+        "sources", "\n".join(map(escape, manifest.sources[:5])) + (f"\nand {len(manifest.sources) - 5} more" if len(manifest.sources) > 5 else "")
+    )
     table.add_row("rejected", str(sum(manifest.rejects.values())))
     return table
 

@@ -13,12 +13,13 @@ The shapes fill their boxes badly (rings, stars, bars, ...), so a model cannot w
 import functools
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from uniovseg.config import Config
 from uniovseg.records import ImageMasks, ImageText
@@ -64,6 +65,13 @@ class SceneConfig(Config):
     group_share: float = Field(0.5, ge=0, le=1, description="share of shapes that are put beside the one before, as a group")
     part_share: float = Field(0.45, ge=0, le=1, description="share of shapes that have a shaded part")
     jpeg_quality: int = Field(90, ge=30, le=100, description="JPEG quality of the written images")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for what in ("objects", "extent"):
+            if getattr(self, f"min_{what}") > getattr(self, f"max_{what}"):
+                raise ValueError(f"min_{what} must not exceed max_{what}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

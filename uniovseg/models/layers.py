@@ -116,8 +116,7 @@ class Attention(nn.Module):
         """Project [B, N, C] inputs; returns them split into heads, [B, heads, N, C / heads]."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, w, b).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+            F.linear(x, w, b).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
         return q, k, v
 

@@ -99,8 +99,7 @@ class MaskDecoder(nn.Module):
         by_level = [F.interpolate(features, size=level.shape[-2:], mode="bilinear", align_corners=False) for level in pixel.levels]
         sources = [level.flatten(2).transpose(1, 2) + self.level_embed.weight[i] for i, level in enumerate(pixel.levels)]
         keys = [
-            source + self.position.grid((level.shape[2], level.shape[3]), level.device)
-            for source, level in zip(sources, pixel.levels, strict=True)
+            source + self.position.grid((level.shape[2], level.shape[3]), level.device) for source, level in zip(sources, pixel.levels, strict=True)
         ]
 
         flat = prompt.flatten(0, 1)

@@ -77,9 +77,7 @@ class MaskGenerator(nn.Module):
 
     def embed_points(self, pixel: PixelFeatures, points_xy: Tensor) -> list[MaskEmbeddings]:
         """Decode single points [B, Q, 2] up to the mask embeddings of each layer; K' = num_masks."""
-        return self._embed(
-            pixel, self.prompt_encoder.points(points_xy, pixel.mask_features), 3, range(1, len(self.mask_decoder.mask_heads))
-        )
+        return self._embed(pixel, self.prompt_encoder.points(points_xy, pixel.mask_features), 3, range(1, len(self.mask_decoder.mask_heads)))
 
     def embed_boxes(self, pixel: PixelFeatures, boxes_xyxy: Tensor) -> list[MaskEmbeddings]:
         """Decode boxes [B, Q, 4] up to the mask embeddings of each layer; K' = 1."""

@@ -138,9 +138,7 @@ def read_release(path: str | Path) -> ReleasedWeights:
         raise CheckpointError("the file holds no state dict", seen=type(loaded).__name__, allowed="a dict of tensors, or one under 'model'")
     strange = [name for name, value in state.items() if not isinstance(value, Tensor | np.ndarray)]
     if strange:
-        raise CheckpointError(
-            "the checkpoint's state dict holds more than tensors", seen=f"{strange[0]}: {type(state[strange[0]]).__name__}"
-        )
+        raise CheckpointError("the checkpoint's state dict holds more than tensors", seen=f"{strange[0]}: {type(state[strange[0]]).__name__}")
     return split_release({name: torch.as_tensor(value) for name, value in state.items()})
 
 

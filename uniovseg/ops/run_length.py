@@ -260,23 +260,26 @@ class RunLengthMasks:
         if x0 >= x1 or y0 >= y1:
             return area, boxes
         owner, starts, ends = self._intervals()
-        shift = owner * self._pixels
-        first = _rows_before((starts - shift).clamp_(x0 * height, x1 * height), height, y0, y1)
-        last = _rows_before((ends - shift).clamp_(x0 * height, x1 * height), height, y0, y1)
+        if x1 - x0 < width:
+            shift = owner * self._pixels
+            starts, ends = starts.clamp(shift + x0 * height, shift + x1 * height), ends.clamp(shift + x0 * height, shift + x1 * height)
+        first, last = _rows_before(starts, height, y0, y1), _rows_before(ends, height, y0, y1)
         area.index_add_(0, owner, last - first)
         hidden = last == first
-        # `first` and `last` (inclusive from here) are column-major positions in the strip of rows y0 to y1: columns and rows follow from them.
+        # `first` and `last` (inclusive from here) are column-major positions in the strip of rows y0 to y1 that runs through all masks, each `width`
+        # columns: columns and rows follow from them.
         last, rows = last - 1, y1 - y0
         left, right = first // rows, last // rows
         several = right > left  # reaches over a column's border: touches the strip's bottom row, then its top row
         top, bottom = (first - left * rows).masked_fill_(several, 0), (last - right * rows).masked_fill_(several, rows - 1)
         # Hidden intervals stay in, with values that change no minimum or maximum: leaving them out would cost more than all else here.
-        none = max(width, height)
+        none = torch.iinfo(torch.int64).max
         for side, value in enumerate([left, top]):
             boxes[:, side] = area.new_full(area.shape, none).scatter_reduce_(0, owner, value.masked_fill_(hidden, none), "amin")
         for side, value in enumerate([right, bottom], start=2):
             boxes[:, side] = area.new_full(area.shape, -1).scatter_reduce_(0, owner, value.masked_fill_(hidden, -1), "amax") + 1
-        boxes += boxes.new_tensor([0, y0, 0, y0])
+        boxes[:, 0::2] -= torch.arange(len(self), device=boxes.device)[:, None] * width
+        boxes[:, 1::2] += y0
         return area, boxes.masked_fill_((area == 0)[:, None], 0)
 
     def intersection(self, other: "RunLengthMasks") -> Tensor:
@@ -413,7 +416,7 @@ def _true_positions(flags: Tensor) -> Tensor:
 def _rows_before(positions: Tensor, height: int, y0: int, y1: int) -> Tensor:
     """Pixels with y0 <= y < y1 before a column-major position of columns of `height`."""
     column = positions // height
-    return column * (y1 - y0) + (positions - column * height).clamp(y0, y1) - y0
+    return (positions - column * height).clamp_(y0, y1).sub_(y0).add_(column, alpha=y1 - y0)
 
 
 def _overlapping(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:

@@ -89,7 +89,11 @@ def real(config: RealConfig) -> dict[str, Any]:
             )
             scores[name][model] = evaluate_promptable_job(settings)["promptable"]
     show(scores)
-    return {"promptable": scores, "pictures": [f"{out}/evaluation/{name}_real/everything.png" for name in sets], "seconds": time.perf_counter() - started}
+    return {
+        "promptable": scores,
+        "pictures": [f"{out}/evaluation/{name}_real/everything.png" for name in sets],
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def show(scores: dict[str, dict[str, dict[str, float]]]) -> None:

@@ -35,7 +35,8 @@ def ray_session(cpus: int) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default for a cluster of its own; said aloud, it warns no more
+        # A cluster of one's own asks for a token (made in ~/.ray when there is none); Ray would say so with a warning each time.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         memory = 512 * 1024**2
         ray.init(num_cpus=max(cpus, os.cpu_count() or 1), object_store_memory=memory, logging_level=logging.WARNING, include_dashboard=True)
     try:
