@@ -161,7 +161,7 @@ def test_points_on_padding_match_nothing() -> None:
 
 
 def test_equal_costs_go_to_the_lowest_index() -> None:
-    masks = boxes((0, 0, 32, 32), (0, 0, 32, 32), (0, 0, 32, 32))
+    masks = boxes(*[(0, 0, 32, 32)] * 40)  # so many that a sort that is not stable mixes them
     same = logits_like(masks, [0, 0])[None]
     assert pairs(match(same, masks, [(10.0, 10.0)])) == [(0, 0), (1, 1)]
 

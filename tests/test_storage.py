@@ -112,7 +112,12 @@ def test_folders_go_up_with_one_file_last_and_come_down(folder: Location, tmp_pa
         (source / name).write_text(name)
     order: list[str] = []
     write = storage.write_bytes
-    monkeypatch.setattr(storage, "write_bytes", lambda item, data: (order.append(item.name), write(item, data)))
+
+    def noted(item: Location, data: bytes) -> None:
+        order.append(item.name)
+        write(item, data)
+
+    monkeypatch.setattr(storage, "write_bytes", noted)
     storage.upload_folder(source, folder, last="manifest.json")
     assert order == ["a", "z", "manifest.json"]
     with storage.local_copy(folder.uri) as copy:

@@ -7,6 +7,7 @@ import numpy as np
 import supervision as sv
 from numpy.typing import NDArray
 
+from uniovseg.errors import StorageError
 from uniovseg.ops.run_length import RunLengthMasks
 
 Picture = NDArray[np.uint8]
@@ -33,12 +34,14 @@ def tile(pictures: Sequence[Picture], columns: int, side: int) -> Picture:
     for number, picture in enumerate(pictures):
         scale = side / max(picture.shape[:2])
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-        small = cv2.resize(picture, (round(picture.shape[1] * scale), round(picture.shape[0] * scale)), interpolation=interpolation)
+        sides = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+        small = cv2.resize(picture, sides, interpolation=interpolation)
         y, x = number // columns * side, number % columns * side
         sheet[y : y + small.shape[0], x : x + small.shape[1]] = small
     return sheet
 
 
 def save_picture(path: str, picture: Picture) -> None:
-    """Write an RGB picture; the ending of the name says the format."""
-    cv2.imwrite(path, np.ascontiguousarray(picture[..., ::-1]))
+    """Write an RGB picture; the ending of the name says the format. Raises StorageError when it cannot be written."""
+    if not cv2.imwrite(path, np.ascontiguousarray(picture[..., ::-1])):
+        raise StorageError("the picture cannot be written", seen=path, fix="does its folder exist?")

@@ -101,7 +101,7 @@ class Segmenter:
             best = decoded.iou_probs.argmax(1)
             rows = torch.arange(len(best), device=best.device)
             return self._segments(embedded, decoded.embeddings[rows, best], decoded.iou_probs[rows, best])
-        marks = torch.as_tensor(np.asarray(labels), device=points_xy.device).flatten()
+        marks = torch.from_numpy(_numbers(labels, "labels")).to(points_xy.device).flatten()
         if len(marks) != len(points_xy) or not bool(((marks == 0) | (marks == 1)).all()):
             raise DataError(
                 "labels do not fit the points", seen=marks.tolist()[:8], allowed=f"{len(points_xy)} values, each 0 (outside) or 1 (inside)"
@@ -170,7 +170,7 @@ def to_array(image: ImageLike) -> NDArray[np.uint8]:
 
 
 def _checked(values: ArrayLike, width: int, what: str, embedded: EmbeddedImage) -> Tensor:
-    array = np.asarray(values, dtype=np.float32)
+    array = _numbers(values, what)
     if array.ndim == 1 and array.size == width:
         array = array[None]
     height, side = embedded.size
@@ -180,6 +180,13 @@ def _checked(values: ArrayLike, width: int, what: str, embedded: EmbeddedImage) 
     if not np.isfinite(array).all() or (array < 0).any() or (array > limits).any():
         raise DataError(f"{what} lies outside the image", seen=array.tolist()[:4], allowed=f"x from 0 to {side}, y from 0 to {height}")
     return torch.from_numpy(array).to(embedded.pixel.mask_features.device)
+
+
+def _numbers(values: ArrayLike, what: str) -> NDArray[np.float32]:
+    try:
+        return np.asarray(values, dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{what} cannot be read as an array of numbers", seen=values) from error
 
 
 def _describe(masks: RunLengthMasks, quality: Tensor) -> list[Segment]:

@@ -206,10 +206,10 @@ def train(
             meter.add(output)
 
         norm = nn.utils.clip_grad_norm_(trainable, config.optim.clip_grad_norm)
-        if not torch.isfinite(norm):
+        if not torch.isfinite(norm + output["loss"].detach()):
             raise TrainingError(
                 f"the gradient is not finite at step {step}",
-                seen=f"loss {float(output['loss'])}, gradient norm {float(norm)}, samples {', '.join(batch.keys[:8])}",
+                seen=f"loss {float(output['loss'].detach())}, gradient norm {float(norm)}, samples {', '.join(batch.keys[:8])}",
                 fix="the weights are unchanged; lower optim.lr, or look at these samples",
             )
         optimizer.step()
@@ -319,6 +319,12 @@ class FolderRecorder:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
+    def rewind(self, step: int) -> None:
+        """Drop the metrics of later steps than `step`, which a run that was killed left behind."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step))
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append a line to metrics.jsonl."""
         with (self.folder / "metrics.jsonl").open("a") as file:
@@ -367,6 +373,8 @@ def run(config: TrainConfig) -> dict[str, float]:
     found = checkpoints(folder)
     method = initial_method(config)
     recorder = FolderRecorder(folder, config.keep_checkpoints)
+    if found:
+        recorder.rewind(checkpoint.read_info(found[-1]).step)
     return train(config, method, batches, recorder, validate=make_validation(config), resume=found[-1] if found else None)
 
 

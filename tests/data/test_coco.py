@@ -2,6 +2,7 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -48,7 +49,9 @@ def test_panoptic_masks_are_those_of_the_png(name: str) -> None:
         assert (record.height, record.width) == (entry["height"], entry["width"])
         assert record.image == (REAL / images / entry["file_name"]).read_bytes()
         assert [int(mask.sum()) for mask in dense(record)] == [segment["area"] for segment in kept]
-        colours = cv2.imread(str((REAL / annotations).with_suffix("") / note["file_name"])).astype(np.int64)  # blue, green, red
+        png = cv2.imread(str((REAL / annotations).with_suffix("") / note["file_name"]))
+        assert png is not None
+        colours = png.astype(np.int64)  # blue, green, red
         ids = colours[..., 2] + 256 * colours[..., 1] + 256 * 256 * colours[..., 0]
         for mask, segment in zip(dense(record), kept, strict=True):
             assert np.array_equal(mask, ids == segment["id"])
@@ -71,7 +74,7 @@ def test_instance_masks_are_those_of_pycocotools(split: str, capsys: pytest.Capt
         assert not expected or np.array_equal(dense(record), np.stack(expected).astype(bool))
 
 
-def write_set(folder: Path, notes: list[dict[str, object]], *, image_id: object = 1, size: tuple[int, int] = (24, 32)) -> Path:
+def write_set(folder: Path, notes: list[dict[str, Any]], *, image_id: object = 1, size: tuple[int, int] = (24, 32)) -> Path:
     (folder / "images").mkdir(exist_ok=True)
     (folder / "images/a.b.jpg").write_bytes(make_record(1, (24, 32)).image)
     entry = {"id": image_id, "file_name": "a.b.jpg", "height": size[0], "width": size[1]}
@@ -84,14 +87,19 @@ def test_every_form_of_an_instance_mask(tmp_path: Path) -> None:
     square = [2.0, 3.0, 8.0, 3.0, 8.0, 9.0, 2.0, 9.0]
     runs = [24 * 2, 24, 24 * 29]
     compressed = coco_mask.frPyObjects({"size": [24, 32], "counts": runs}, 24, 32)["counts"].decode()
-    forms = [
+    forms: list[Any] = [
         [square],
         [square, [20.0, 1.0, 28.0, 1.0, 28.0, 6.0], [1.0, 2.0, 3.0, 4.0]],  # two parts; a line is no polygon
         {"size": [24, 32], "counts": runs},
         {"size": [24, 32], "counts": compressed},
     ]
-    dropped = [{"segmentation": [square], "iscrowd": 1}, {"segmentation": []}, {"segmentation": [[1.0, 2.0, 3.0, 4.0]]}, {"bbox": [1, 2, 3, 4]}]
-    notes = [{"image_id": "1", "segmentation": form} for form in forms] + [{"image_id": "1"} | note for note in dropped]
+    dropped: list[dict[str, Any]] = [
+        {"segmentation": [square], "iscrowd": 1},
+        {"segmentation": []},
+        {"segmentation": [[1.0, 2.0, 3.0, 4.0]]},
+        {"bbox": [1, 2, 3, 4]},
+    ]
+    notes: list[dict[str, Any]] = [{"image_id": "1", "segmentation": form} for form in forms] + [{"image_id": "1"} | note for note in dropped]
     (record,) = iter_records(read_annotations(write_set(tmp_path, notes), tmp_path / "images"))
     assert record.key == "a.b"
     masks = dense(record)

@@ -8,7 +8,7 @@ from rich.console import Console
 from tests.data.sa1b_samples import make_record
 from uniovseg.data.inspect import inspect_shards
 from uniovseg.errors import DataError
-from uniovseg.records import Rejected
+from uniovseg.records import ImageMasks, Rejected
 from uniovseg.runtime.shards import PartRange, write_manifest, write_part
 from uniovseg.storage import Location
 
@@ -16,7 +16,7 @@ from uniovseg.storage import Location
 def test_inspect_shows_counts_rejects_and_pictures(tmp_path: Path) -> None:
     output = Location.of(tmp_path / "set")
     rejected = Rejected(key="sa_99", source="x/a.tar", offset=512, reason="bad_json", detail="seen: [b'x']")
-    samples = [(0, make_record(1)), (1, make_record(2)), (2, make_record(3)), (512, rejected)]
+    samples: list[tuple[int, ImageMasks | Rejected]] = [(0, make_record(1)), (1, make_record(2)), (2, make_record(3)), (512, rejected)]
     write_manifest(output, [write_part(PartRange(name="a", source="x/a.tar", begin=0, end=1), samples, output, 2)])
     text = io.StringIO()
     inspect_shards(output.uri, tmp_path / "pictures", Console(file=text, width=200), samples=2)

@@ -11,6 +11,7 @@ import pytest
 
 from uniovseg.data import tar
 from uniovseg.data.tar import TarDamage, TarSample, iter_samples
+from uniovseg.storage import ATTEMPTS
 
 Files = dict[str, bytes]
 
@@ -25,7 +26,7 @@ def make_tar(files: Files, kind: int = tarfile.USTAR_FORMAT, folders: bool = Fal
                 archive.addfile(folder)
             info = tarfile.TarInfo(name)
             info.size = len(data)
-            info.mtime = 1.5 if kind == tarfile.PAX_FORMAT else 1  # type: ignore[assignment]  # a fraction needs an extended header
+            info.mtime = 1.5 if kind == tarfile.PAX_FORMAT else 1  # a fraction needs an extended header
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
 
@@ -157,7 +158,7 @@ def test_an_error_that_stays_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(OSError, match="no route"):
         list(iter_samples(open_at, 10_240))
-    assert tries == tar.ATTEMPTS
+    assert tries == ATTEMPTS
 
 
 def every_cut(data: bytes) -> list[list[int]]:

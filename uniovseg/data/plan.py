@@ -4,8 +4,11 @@ An epoch, given (seed, epoch), is a permutation of the row groups; windows of co
 and reads stay local. The epochs follow each other without a seam, and the stream is cut into global batches: rows that fill no batch open the next
 epoch's first one. Step s is always the same batch, so a resume needs nothing but the step.
 
-Rank r of n takes the r-th slice of each global batch. Within a batch the rows are ordered by (window, place of the group in the window), which changes
-nothing for the gradient and gives each rank mostly the same 1/n of a window's groups: with n ranks a group is read about once, not n times.
+Rank r of n takes the r-th slice of each global batch. If any row of a window could stand at any place of a batch, each rank would read all of the
+window's groups, n times as much as there is. So a window is shuffled in *lanes*: its groups are laid end to end, the layout is cut into as many lanes as
+a batch has places, and lane j is shuffled over the places j of the window's batches. A batch is then one row from each lane, a sample stratified over the
+window's groups, and a rank, with its run of places, reads one run of groups: together the n ranks read little more than every group once. The batches
+do not depend on n.
 """
 
 from bisect import bisect_right
@@ -54,26 +57,20 @@ class Plan:
         self._epochs: OrderedDict[int, tuple[NDArray[np.int64], list[int]]] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
 
-    def epoch_of(self, step: int) -> int:
-        """The epoch that a step's first row belongs to."""
-        return step * self.batch_size // self.rows
-
     def batch(self, step: int) -> list[PlanItem]:
-        """The rows of a step's global batch, ordered so that neighbours share row groups."""
-        items: list[tuple[int, int, int, PlanItem]] = []
+        """The rows of a step's global batch."""
+        items: list[PlanItem] = []
         position, end = step * self.batch_size, (step + 1) * self.batch_size
         while position < end:
             epoch, within = divmod(position, self.rows)
-            groups, starts = self._epoch(epoch)
+            starts = self._epoch(epoch)[1]
             window = bisect_right(starts, within) - 1
-            group_of, row_of = self._window(epoch, window)
+            groups, rows = self._window(epoch, window)
             first = within - starts[window]
-            taken = min(len(group_of) - first, end - position)
-            for place, row in zip(group_of[first : first + taken], row_of[first : first + taken], strict=True):
-                group = int(groups[window * self.window_groups + place])
-                items.append((epoch, window, int(place), PlanItem(epoch, group, int(row))))
-            position += taken
-        return [item for *_, item in sorted(items)]
+            part = slice(first, first + end - position)
+            items += [PlanItem(epoch, group, row) for group, row in zip(groups[part].tolist(), rows[part].tolist(), strict=True)]
+            position = step * self.batch_size + len(items)
+        return items
 
     def slices(self, start: int, rank: int, world_size: int, parts: int = 1) -> Iterator[list[PlanItem]]:
         """This rank's rows from step `start` on, for ever: `parts` equal micro-batches a step.
@@ -97,7 +94,7 @@ class Plan:
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], list[int]]:
         """The epoch's order of groups, and the position in the epoch at which each window starts."""
         if epoch not in self._epochs:
-            groups = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows_per_group))
+            groups = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.rows_per_group))
             ends = np.cumsum(self.rows_per_group[groups])
             last_of_window = ends[self.window_groups - 1 :: self.window_groups]
             starts = [0, *(int(end) for end in last_of_window if end < self.rows)]
@@ -105,15 +102,20 @@ class Plan:
         return self._epochs[epoch]
 
     def _window(self, epoch: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The window's rows in shuffled order: place of the group in the window, and row in the group."""
+        """The window's rows in the order of the stream: row group, and row in the group."""
         key = (epoch, window)
         if key not in self._windows:
-            groups, _ = self._epoch(epoch)
-            sizes = self.rows_per_group[groups[window * self.window_groups : (window + 1) * self.window_groups]]
-            place = np.repeat(np.arange(len(sizes)), sizes)
-            row = np.arange(len(place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            order = np.random.default_rng([self.seed, epoch, window]).permutation(len(place))
-            _remember(self._windows, key, (place[order], row[order]), 3)
+            order, starts = self._epoch(epoch)
+            groups = order[window * self.window_groups : (window + 1) * self.window_groups]
+            sizes = self.rows_per_group[groups]
+            group = np.repeat(groups, sizes)
+            row = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            rng = np.random.default_rng([self.seed, epoch, window + 1])  # 0 is the order of groups: trailing zeros do not change a numpy seed
+            layout = np.lexsort((rng.random(len(group)), np.repeat(np.arange(len(sizes)), sizes)))  # group by group, each one's rows shuffled
+            place = (epoch * self.rows + starts[window] + np.arange(len(group))) % self.batch_size
+            stream = np.empty_like(layout)
+            stream[np.lexsort((rng.random(len(group)), place))] = layout  # lane by lane, each one's rows shuffled
+            _remember(self._windows, key, (group[stream], row[stream]), 3)
         return self._windows[key]
 
 

@@ -15,9 +15,11 @@ import open_clip
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from uniovseg.checkpoint import load_weights
 from uniovseg.config import Config
 from uniovseg.errors import CheckpointError, ConfigError
 
@@ -168,11 +170,8 @@ def load_shapes_weights(model: CLIP, path: Path | None) -> None:
         else:
             with resources.as_file(resources.files("uniovseg") / SHAPES_WEIGHTS) as packaged:
                 state = load_file(packaged)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            "the shapes CLIP's weights are missing", seen=path or SHAPES_WEIGHTS, fix="make them: python jobs/pretrain_clip.py"
+            "the shapes CLIP's weights cannot be read", seen=path or SHAPES_WEIGHTS, fix="make them: python jobs/pretrain_clip.py"
         ) from error
-    missing, unexpected = model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
-    missing = [name for name in missing if name != "attn_mask"]
-    if missing or unexpected:
-        raise CheckpointError("the weights do not fit the shapes CLIP", seen=f"missing {missing[:3]}, left over {unexpected[:3]}")
+    load_weights(model, {name: value.float() for name, value in state.items()}, set(model.state_dict()))

@@ -9,7 +9,7 @@ import ray
 
 
 def quiet_ray_data() -> None:
-    """Keep Ray Data in this process from telling of each execution on the terminal; its warnings stay, and its log files keep all."""
+    """Keep Ray Data's reports of progress in this process off the terminal; its warnings stay, and its log files keep all."""
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":
             handler.setLevel(logging.WARNING)
@@ -35,6 +35,7 @@ def ray_session(cpus: int) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away; a process less
         # A cluster of one's own asks for a token (made in ~/.ray when there is none); Ray would say so with a warning each time.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         memory = 512 * 1024**2

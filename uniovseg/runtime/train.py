@@ -6,10 +6,13 @@ samples and every random draw depend on the step alone, the losses then are thos
 """
 
 import json
+import logging
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,13 @@ import torch
 from pydantic import Field
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from uniovseg import checkpoint, storage
 from uniovseg.config import validate
 from uniovseg.data.feed import SampleMaker
 from uniovseg.data.shards import ShardSet
-from uniovseg.errors import ConfigError, TrainingError
+from uniovseg.errors import CheckpointError, ConfigError, TrainingError
 from uniovseg.pictures import Picture
 from uniovseg.records import MaskBatch
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
@@ -86,10 +90,19 @@ class RayRecorder:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def train_worker(settings: dict[str, Any]) -> dict[str, float]:
-    """What each Ray Train worker runs."""
-    config = validate(TrainJobConfig, json.loads(settings["config"]))
+def train_worker(settings: dict[str, Any]) -> str | None:
+    """What each Ray Train worker runs; returns why a checkpoint does not fit the run, if so: all ranks find that, and starting them again would not mend it."""
     quiet_ray_data()
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train reports each checkpoint by a logger below the root
+    try:
+        _train(settings)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _train(settings: dict[str, Any]) -> None:
+    config = validate(TrainJobConfig, json.loads(settings["config"]))
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.threads or max(1, int(config.cpus_per_worker)))
@@ -113,10 +126,11 @@ def train_worker(settings: dict[str, Any]) -> dict[str, float]:
     run, output = Run(settings["uri"], settings["run_id"]), Location.of(config.output)
     validate_fn = make_validation(config) if rank == 0 else None
     if latest is None:
-        return train(config, method, batches, RayRecorder(run, output, 0), validate=validate_fn, rank=rank, world_size=world_size)
+        train(config, method, batches, RayRecorder(run, output, 0), validate=validate_fn, rank=rank, world_size=world_size)
+        return
     with latest.as_directory() as folder:
         recorder = RayRecorder(run, output, checkpoint.read_info(Path(folder)).step)
-        return train(config, method, batches, recorder, validate=validate_fn, resume=Path(folder), rank=rank, world_size=world_size)
+        train(config, method, batches, recorder, validate=validate_fn, resume=Path(folder), rank=rank, world_size=world_size)
 
 
 def with_absolute_paths(config: TrainJobConfig) -> TrainJobConfig:
@@ -127,7 +141,35 @@ def with_absolute_paths(config: TrainJobConfig) -> TrainJobConfig:
     method, weights = config.method, config.method.clip.weights
     if weights is not None and Path(weights).is_file():
         method = method.model_copy(update={"clip": method.clip.model_copy(update={"weights": Location.of(weights).uri})})
-    return config.model_copy(update={"output": Location.of(config.output).uri, "data": data, "validation": validation, "method": method})
+    init = config.init if config.init is None or config.init in checkpoint.SHIPPED else Location.of(config.init).uri
+    paths = {"output": Location.of(config.output).uri, "init": init, "data": data, "validation": validation, "method": method}
+    return config.model_copy(update=paths)
+
+
+@contextmanager
+def progress_bar(output: Location, steps: int) -> Iterator[None]:
+    """Show the training's progress on the terminal while the block runs, from the metrics that rank 0 writes to the run's folder."""
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+    done = threading.Event()
+
+    def watch(progress: Progress) -> None:
+        task = progress.add_task("training", total=steps, shown="starting the workers")
+        while not done.wait(2.0):
+            if storage.exists(output / "metrics.jsonl"):
+                lines = [json.loads(line) for line in storage.read_bytes(output / "metrics.jsonl").decode().splitlines()]
+                trained = [line for line in lines if "loss" in line]
+                if trained:
+                    last = trained[-1]
+                    progress.update(task, completed=last["step"], shown=f"loss {last['loss']:.3f}, {last['images_per_second']:.1f} images/s")
+
+    with Progress(*columns) as progress:
+        watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
 
 
 def fit(config: TrainJobConfig) -> dict[str, Any]:
@@ -135,6 +177,7 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: a folder on this machine with workers on several, or a batch that does not divide.
+        CheckpointError: the folder holds checkpoints of a run with another configuration.
         TrainingError: the training failed for good; the message says why.
     """
     started = time.perf_counter()
@@ -178,9 +221,12 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
             ),
         )
         try:
-            result = trainer.fit()
+            with progress_bar(output, config.steps):
+                result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError("the training failed", seen=" ".join(str(error).split())[-600:]) from error
+        if result.return_value is not None:
+            raise CheckpointError(result.return_value)
         if result.checkpoint is None:
             raise TrainingError("the training ended without a checkpoint", seen=config.output)
         with result.checkpoint.as_directory() as folder:
