@@ -102,14 +102,14 @@ def test_a_window_keeps_to_its_groups_and_a_batch_to_all_of_them() -> None:
 
 
 def test_rows_that_lie_together_are_taken_apart() -> None:
-    """Two neighbours of a group share a batch as seldom as chance has it."""
-    plan = plan_of([256] * 4, 5, 16, 4)
+    """Two neighbours in a group share a batch as often as chance has it."""
+    plan, steps = plan_of([256] * 4, 5, 16, 4), 64 * 12
     together = 0
-    for step in range(64):
+    for step in range(steps):
         rows = {(item.group, item.row) for item in plan.batch(step)}
         together += sum((group, row + 1) in rows for group, row in rows)
-    expected = 64 * 16 * 3 / 255  # each item's neighbour is one of 255 rows, of which three more of the batch's are of its group
-    assert together < expected + 4 * np.sqrt(expected)
+    expected = steps * 16 * (255 / 256) * 3 / 255  # a batch has three more rows of the group's other 255
+    assert abs(together - expected) < 4 * np.sqrt(expected)
 
 
 def test_a_large_set_is_planned_at_once() -> None:

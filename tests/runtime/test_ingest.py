@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,23 @@ def assert_holds(output: str | Path, reasons: dict[str, str | None]) -> None:
         assert header.startswith(f"./{row['key']}.".encode())
 
 
-def job(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "jobs/ingest.py"), *arguments]
-    return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+Job = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    """Starts `jobs/ingest.py` with arguments, as a user would; what still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / "jobs/ingest.py"), *arguments]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -78,12 +93,12 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.cluster
-def test_200_damaged_of_1000_also_when_killed_half_way(tmp_path: Path) -> None:
+def test_200_damaged_of_1000_also_when_killed_half_way(job: Job, tmp_path: Path) -> None:
     reasons = write_damaged_tar(tmp_path / "sa_000000.tar", 1000, 200)
     assert set(reasons.values()) - {None} == {reason for reason, _ in DAMAGES.values()}
     output = tmp_path / "out"
     arguments = [f"source={tmp_path}", f"output={output}", "part_bytes=100000", "rows_per_group=16"]
-    process = job(arguments)
+    process = job(*arguments)
     deadline = time.monotonic() + 300  # only so that a fault ends
     while len(list((output / "commits").glob("*.json"))) < 4:
         assert process.poll() is None, process.communicate()[0]
@@ -94,7 +109,7 @@ def test_200_damaged_of_1000_also_when_killed_half_way(tmp_path: Path) -> None:
     assert not (output / MANIFEST).exists() and not (output / "report.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in list((output / "commits").glob("*.json"))[:4]}
 
-    printed = finish(job(arguments))
+    printed = finish(job(*arguments))
     assert_holds(output, reasons)
     report = json.loads((output / "report.json").read_text())
     assert (report["samples"], report["rejected"]) == (800, 200) and report["rejects"] == ShardSet(output).manifest.rejects
@@ -108,11 +123,11 @@ def test_200_damaged_of_1000_also_when_killed_half_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_from_s3_to_s3(s3_bucket: str, tmp_path: Path) -> None:
+def test_from_s3_to_s3(job: Job, s3_bucket: str, tmp_path: Path) -> None:
     paths = write_sa1b_tars([make_record(number) for number in range(30)], tmp_path, per_tar=20, number=lambda index: index)
     for path in paths:
         storage.write_bytes(Location.of(s3_bucket) / f"tars/{path.name}", path.read_bytes())
-    finish(job([f"source={s3_bucket}/tars", f"output={s3_bucket}/out", "part_bytes=20000"]))
+    finish(job(f"source={s3_bucket}/tars", f"output={s3_bucket}/out", "part_bytes=20000"))
     shards = ShardSet(f"{s3_bucket}/out")
     assert list(shards.manifest.sources) == [f"{s3_bucket}/tars/{path.name}" for path in paths]
     assert [record.key for record in shards.records()] == [f"sa_{number}" for number in range(30)]

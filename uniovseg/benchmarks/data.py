@@ -155,7 +155,7 @@ class Lines:
 def _resize_and_crop(mask: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     """What a drawn view shows of a mask [H, W], by nearest neighbour, with padding 0."""
     (x_scale, y_scale), (x_offset, y_offset) = view.scale_xy, view.offset_xy
-    left = (mask.shape[1] - x_offset if x_scale < 0 else x_offset) / abs(x_scale)
+    left = x_offset / abs(x_scale) - (view.valid_xyxy[2] if x_scale < 0 else 0)
     whole = (round(mask.shape[1] / abs(x_scale)), round(mask.shape[0] / y_scale))
     resized = cv2.resize(mask, whole, interpolation=cv2.INTER_NEAREST)
     shown = resized[round(y_offset / y_scale) :, round(left) :][: view.size[0], : view.size[1]]

@@ -88,9 +88,9 @@ def render(image: NDArray[np.uint8], view: View, shrink: int = 1) -> NDArray[np.
 def _resized(image: NDArray[np.uint8], view: View, source: tuple[int, int]) -> NDArray[np.uint8] | None:
     """What `warp` gives, by a resize, a crop and a flip; None for a view that does not lie on whole pixels of a resized image."""
     (x_scale, y_scale), (x_offset, y_offset) = view.scale_xy, view.offset_xy
-    flipped = x_scale < 0
-    left = source[1] - x_offset if flipped else x_offset
-    exact = np.array([source[1] / abs(x_scale), source[0] / y_scale, left / abs(x_scale), y_offset / y_scale, *view.valid_xyxy[2:]])
+    flipped, start = x_scale < 0, x_offset / abs(x_scale)
+    left = start - view.valid_xyxy[2] if flipped else start  # a flipped view begins at the right end of what it shows
+    exact = np.array([source[1] / abs(x_scale), source[0] / y_scale, left, y_offset / y_scale, *view.valid_xyxy[2:]])
     whole = np.rint(exact)
     if np.abs(exact - whole).max() > 1e-6:
         return None

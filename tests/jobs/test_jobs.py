@@ -1,0 +1,81 @@
+"""The jobs' command lines: what they print resolves to itself, and a wrong call is one line and exit code 2."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs import _cli, evaluate, ingest, make_shapes, pretrain_clip, train
+from jobs import benchmark as benchmark_job
+from uniovseg.config import Config, fields
+from uniovseg.data.shapes_sets import ShapesConfig
+from uniovseg.pretraining import PretrainConfig
+from uniovseg.runtime.ingest import IngestConfig
+from uniovseg.runtime.train import TrainJobConfig
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+
+JOBS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]], list[str]]] = {
+    "train": (TrainJobConfig, train.main, ["--config", str(CONFIGS / "stage1_shapes.yaml"), "optim.lr=3e-4", "workers=2"]),
+    "train_full": (TrainJobConfig, train.main, ["--config", str(CONFIGS / "stage1_sa1b.yaml"), "method.generator.decoder_layers=3"]),
+    "make_shapes": (ShapesConfig, make_shapes.main, ["scene.size=96", "image_masks=5"]),
+    "pretrain_clip": (PretrainConfig, pretrain_clip.main, ["--config", str(CONFIGS / "shapes_clip.yaml"), "seed=4"]),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_what_dry_run_prints_is_a_configuration_of_the_same_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config_type, main, arguments = JOBS[name]
+    assert _cli.run(config_type, main, [*arguments, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    again = tmp_path / "printed.yaml"
+    again.write_text(printed)
+    assert _cli.run(config_type, main, ["--config", str(again), "--dry-run"]) == 0
+    assert capsys.readouterr().out == printed
+    values = yaml.safe_load(printed)
+    for override in arguments:
+        if "=" in override:
+            path, _, value = override.partition("=")
+            found = values
+            for key in path.split("."):
+                found = found[key]
+            assert float(found) == float(value)
+
+
+@pytest.mark.parametrize("config_type", [TrainJobConfig, PretrainConfig, IngestConfig, ShapesConfig])
+def test_help_lists_every_key_with_its_default(config_type: type[Config]) -> None:
+    shown = _cli.key_help(config_type)
+    for field in fields(config_type):
+        assert f"  {field.key}  [{field.type}]  default: {field.default}\n      {field.description}" in shown
+
+
+@pytest.mark.parametrize("main", [evaluate.main, benchmark_job.main])
+@pytest.mark.parametrize("arguments", [[], ["nothing_such"]])
+def test_jobs_with_a_subject_ask_for_it(main: Callable[[Sequence[str]], int], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"seen: {arguments[0] if arguments else 'nothing'}; allowed: " in error
+
+
+def test_evaluate_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["promptable"]) == 2
+    assert "annotations is missing" in capsys.readouterr().err
+    assert evaluate.main(["promptable", f"annotations={tmp_path}/none.json", f"checkpoint={tmp_path}", f"output={tmp_path}/out"]) == 1
+    error = capsys.readouterr().err
+    assert "error: no checkpoint here" in error
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_make_shapes_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [f"output={tmp_path}", "image_masks=0", "image_text=0", "evaluation=0"]
+    assert _cli.run(ShapesConfig, make_shapes.main, settings) == 0
+    assert yaml.safe_load((tmp_path / "report.json").read_text()) == {"image_masks": 0, "image_text": 0, "evaluation": 0}
+    assert "report.json" in capsys.readouterr().out
+
+
+def test_ingest_without_its_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _cli.run(IngestConfig, ingest.main, ["source.x=1"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from tests.parity import fill
+from uniovseg import checkpoint
+from uniovseg.__main__ import main
+from uniovseg.data import shapes
+from uniovseg.methods.mask_generation import MaskGenerationConfig
+from uniovseg.models.release import from_release, release_names
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = shapes.SceneConfig()
+    drawn = shapes.draw_scene(config, shapes.scene_rng(3, shapes.EVALUATION_STREAM, 1), held_out=True)
+    path = tmp_path_factory.mktemp("scene") / "scene.jpg"
+    path.write_bytes(shapes.encode_image(drawn.image, config.jpeg_quality))
+    return path
+
+
+def test_segment_writes_a_picture_and_the_masks(scene: Path, tmp_path: Path) -> None:
+    assert main(["segment", str(scene), "--out", str(tmp_path), "--box", "10,20,60,70", "--box", "5,5,100,90"]) == 0
+    found = json.loads((tmp_path / "scene.json").read_text())
+    assert found["size"] == [128, 128]
+    assert len(found["segments"]) == 2
+    assert {"rle", "predicted_iou", "box_xyxy", "area"} == set(found["segments"][0])
+    assert cv2.imread(str(tmp_path / "scene.png")).shape == (128, 128, 3)
+
+
+def test_points_inside_and_outside_give_one_mask(scene: Path, tmp_path: Path) -> None:
+    assert main(["segment", str(scene), "--out", str(tmp_path), "--point", "64,64", "--point", "70,64", "--not-point", "5,5"]) == 0
+    assert len(json.loads((tmp_path / "scene.json").read_text())["segments"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--point", "1;2"], 2, "x,y"),
+        (["--box", "1,2,3"], 2, "x0,y0,x1,y1"),
+        (["--point", "1000,2"], 1, "x from 0 to 128"),
+        (["--box", "30,30,20,40"], 1, "x0 < x1"),
+        (["--checkpoint", "nowhere"], 1, "checkpoint.json"),
+    ],
+)
+def test_wrong_calls_are_one_line(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str) -> None:
+    assert main(["segment", str(scene), "--out", str(tmp_path), *arguments]) == code
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert said in message
+
+
+def test_not_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.jpg").write_bytes(b"no image")
+    assert main(["segment", str(tmp_path / "no.jpg"), "--out", str(tmp_path)]) == 1
+    assert "cannot be decoded" in capsys.readouterr().err
+
+
+def test_import_release(tmp_path: Path) -> None:
+    released = {name: fill(name, shape, 0) for name, shape in release_names().items()}
+    torch.save({"model": released}, tmp_path / "stage1.pth")
+    assert main(["import-release", str(tmp_path / "stage1.pth"), "--out", str(tmp_path / "ours")]) == 0
+    info, weights = checkpoint.read_info(tmp_path / "ours"), checkpoint.read_weights(tmp_path / "ours")
+    config = MaskGenerationConfig.model_validate(info.method)
+    assert (config.generator.decoder_layers, config.generator.position, config.clip.name) == (9, "random_independent", "convnext_large_d_320")
+    assert len(weights) == 358
+    for name, value in released.items():
+        assert torch.equal(weights[f"generator.{from_release(name)}"], value)
+
+
+def test_import_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = list(release_names().items())[1:]
+    torch.save({"model": {name: fill(name, shape, 0) for name, shape in names}}, tmp_path / "stage1.pth")
+    assert main(["import-release", str(tmp_path / "stage1.pth"), "--out", str(tmp_path / "ours")]) == 1
+    assert "1 missing" in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()

@@ -1,0 +1,215 @@
+"""The library's front door: errors in one line, results of the right form, embedding once is the same as asking directly."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import uniovseg
+from uniovseg import checkpoint
+from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.data.shapes import SceneConfig, annotated_masks, draw_scene, scene_rng
+from uniovseg.errors import CheckpointError, DataError
+from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig
+from uniovseg.models.clip import CHECKPOINT
+from uniovseg.postprocess import ProposalConfig
+from uniovseg.segmenter import Segment, Segmenter, masks_of, to_array
+
+SHIPPED = Path(uniovseg.__file__).parent / checkpoint.SHIPPED["shapes"] / checkpoint.MANIFEST
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_method: MaskGeneration) -> Segmenter:
+    return Segmenter(tiny_method)
+
+
+@pytest.fixture(scope="module")
+def image() -> NDArray[np.uint8]:
+    """An image of 50 x 90, wider than high, so that the canvas has padding."""
+    return np.ascontiguousarray(draw_scene(SceneConfig(size=90), scene_rng(0, 0, 1), held_out=True).image[:50])
+
+
+def check(segment: Segment, size: tuple[int, int]) -> None:
+    """A segment agrees with itself and with pycocotools."""
+    assert segment.rle["size"] == list(size)
+    dense = coco_mask.decode(segment.rle).astype(bool)
+    assert np.array_equal(segment.mask(), dense)
+    assert segment.area == dense.sum()
+    ys, xs = np.nonzero(dense)
+    box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1) if len(xs) else (0, 0, 0, 0)
+    assert tuple(segment.box_xyxy) == box
+    assert 0 <= segment.predicted_iou <= 1
+
+
+def test_points_give_one_mask_each_the_best_by_predicted_iou(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+    embedded = segmenter.embed(image)
+    points = [(10.5, 20.0), (70.0, 49.0), (0, 0), (90, 50)]
+    segments = segmenter.points(embedded, points)
+    assert len(segments) == 4
+    for segment, point in zip(segments, points, strict=True):
+        check(segment, (50, 90))
+        decoded = segmenter.method.embed_points(embedded, torch.tensor([point], dtype=torch.float32))
+        assert segment.predicted_iou == pytest.approx(float(decoded.iou_probs.max()), abs=1e-5)
+
+
+def test_labels_make_points_one_prompt(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+    embedded = segmenter.embed(image)
+    points = [(10, 20), (40, 30), (80, 10)]
+    (inside,) = segmenter.points(embedded, points, [1, 1, 0])
+    (outside,) = segmenter.points(embedded, points, [0, 0, 1])
+    check(inside, (50, 90))
+    assert inside.predicted_iou != outside.predicted_iou
+    (same,) = segmenter.points(embedded, np.array(points), np.array([True, True, False]))
+    assert same == inside
+    (alone,) = segmenter.points(embedded, (10, 20), [1])
+    check(alone, (50, 90))
+
+
+def test_boxes_give_one_mask_each(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+    segments = segmenter.boxes(image, [[5, 5, 30, 40], [0, 0, 90, 50]])
+    assert len(segments) == 2
+    for segment in segments:
+        check(segment, (50, 90))
+    assert segmenter.boxes(image, [0, 0, 90, 50]) == segmenter.boxes(image, np.array([[0, 0, 90, 50]]))
+
+
+def test_everything_is_sorted_and_without_near_duplicates(tiny_method: MaskGeneration, image: NDArray[np.uint8]) -> None:
+    config = tiny_method.config.model_copy(update={"proposals": ProposalConfig(min_predicted_iou=0.0)})
+    method = MaskGeneration(config, tiny_method.clip, tiny_method.generator)
+    method.eval()
+    segmenter = Segmenter(method)
+    segments = segmenter.everything(image, points_per_side=3)
+    assert segments
+    assert [s.predicted_iou for s in segments] == sorted((s.predicted_iou for s in segments), reverse=True)
+    for segment in segments:
+        check(segment, (50, 90))
+        assert segment.area > 0
+    default = segmenter.everything(image)
+    assert default == segmenter.everything(image, points_per_side=config.test_points_per_side)
+    none = tiny_method.config.model_copy(update={"proposals": ProposalConfig(min_predicted_iou=1.0)})
+    strict = MaskGeneration(none, tiny_method.clip, tiny_method.generator)
+    strict.eval()
+    assert Segmenter(strict).everything(image) == []
+
+
+def test_masks_of(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+    embedded = segmenter.embed(image)
+    segments = segmenter.boxes(embedded, [[5, 5, 30, 40], [0, 0, 90, 50]])
+    masks = masks_of(segments, embedded)
+    assert masks.size == (50, 90)
+    assert np.array_equal(masks.to_dense().numpy(), np.stack([segment.mask() for segment in segments]))
+    assert len(masks_of([], embedded)) == 0
+
+
+def test_an_image_embedded_once_is_the_same_as_given_each_time(segmenter: Segmenter, image: NDArray[np.uint8], tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    embedded = segmenter.embed(image)
+    for given in (image, path, str(path), Image.open(path), Image.open(path).convert("RGBA")):
+        assert segmenter.points(given, [(10, 20)]) == segmenter.points(embedded, [(10, 20)])
+        assert segmenter.boxes(given, [(5, 5, 30, 40)]) == segmenter.boxes(embedded, [(5, 5, 30, 40)])
+        assert segmenter.everything(given, 2) == segmenter.everything(embedded, 2)
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "what"),
+    [
+        ([(1, 2, 3)], None, "points has the wrong shape"),
+        ([], None, "points has the wrong shape"),
+        ([(1, 2), (3,)], None, "points cannot be read as an array of numbers"),
+        ([("a", "b")], None, "points cannot be read as an array of numbers"),
+        ([(91, 2)], None, "points lies outside the image.*x from 0 to 90, y from 0 to 50"),
+        ([(1, -0.1)], None, "points lies outside the image"),
+        ([(float("nan"), 1)], None, "points lies outside the image"),
+        ([(1, 2)], [1, 0], "labels do not fit the points"),
+        ([(1, 2)], [2], "labels do not fit the points"),
+        ([(1, 2)], [0.5], "labels do not fit the points"),
+        ([(1, 2)], ["in"], "labels cannot be read as an array of numbers"),
+    ],
+)
+def test_points_that_cannot_be_used(segmenter: Segmenter, image: NDArray[np.uint8], points: list[object], labels: list[object], what: str) -> None:
+    with pytest.raises(DataError, match=what) as raised:
+        segmenter.points(image, points, labels)  # type: ignore[arg-type]
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "what"),
+    [
+        ([(5, 5, 5, 9)], "a box is empty"),
+        ([(5, 9, 7, 5)], "a box is empty"),
+        ([(0, 0, 91, 50)], "boxes_xyxy lies outside the image"),
+        ([(0, 0, 9)], "boxes_xyxy has the wrong shape"),
+        ([(0, 0, float("inf"), 5)], "boxes_xyxy lies outside the image"),
+    ],
+)
+def test_boxes_that_cannot_be_used(segmenter: Segmenter, image: NDArray[np.uint8], boxes: list[object], what: str) -> None:
+    with pytest.raises(DataError, match=what):
+        segmenter.boxes(image, boxes)  # type: ignore[arg-type]
+
+
+def test_images_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("not an image")
+    with pytest.raises(DataError, match="cannot be decoded"):
+        to_array(tmp_path / "text.jpg")
+    with pytest.raises(DataError, match=r"cannot be read; seen: .*none\.jpg; No such file"):
+        to_array(tmp_path / "none.jpg")
+    for array in (np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(DataError, match=r"not an image.*uint8 \[H, W, 3\]"):
+            to_array(array)  # type: ignore[arg-type]
+
+
+def info_of(config: MaskGenerationConfig) -> CheckpointInfo:
+    return CheckpointInfo(step=3, method=config.model_dump(mode="json"))
+
+
+def test_a_checkpoint_gives_the_method_back(tiny_method: MaskGeneration, image: NDArray[np.uint8], tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, info_of(tiny_method.config), tiny_method.state())
+    loaded = Segmenter.load(tmp_path)
+    assert not loaded.method.training
+    assert loaded.points(image, [(10, 20), (50, 30)]) == Segmenter(tiny_method).points(image, [(10, 20), (50, 30)])
+
+
+def test_a_checkpoint_may_hold_the_clip(tiny_method: MaskGeneration, image: NDArray[np.uint8], tmp_path: Path) -> None:
+    clip = tiny_method.config.clip.model_copy(update={"weights": CHECKPOINT})
+    config = tiny_method.config.model_copy(update={"clip": clip})
+    checkpoint.save(tmp_path, info_of(config), tiny_method.state_dict())
+    assert Segmenter.load(tmp_path).boxes(image, [(5, 5, 30, 40)]) == Segmenter(tiny_method).boxes(image, [(5, 5, 30, 40)])
+    checkpoint.save(tmp_path, info_of(config), tiny_method.state())
+    with pytest.raises(CheckpointError, match="missing.*clip.model"):
+        Segmenter.load(tmp_path)
+
+
+def test_checkpoints_that_cannot_be_used(tiny_method: MaskGeneration, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        Segmenter.load(tmp_path)
+    checkpoint.save(tmp_path, CheckpointInfo(step=1, method={"name": "magic"}), {})
+    with pytest.raises(CheckpointError, match="unknown method; seen: magic; allowed: mask_generation"):
+        Segmenter.load(tmp_path)
+    state = tiny_method.state()
+    checkpoint.save(tmp_path, info_of(tiny_method.config), {name: state[name] for name in sorted(state)[1:]})
+    with pytest.raises(CheckpointError, match="1 missing"):
+        Segmenter.load(tmp_path)
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="the shapes model is not in the package yet: make shapes-full")
+def test_the_packaged_model_segments_the_shapes_world() -> None:
+    segmenter = Segmenter.load()
+    scene = draw_scene(SceneConfig(), scene_rng(123, 0, 0), held_out=True)
+    embedded = segmenter.embed(scene.image)
+    objects = [item.mask for item in scene.objects if item.mask.sum() > 150]
+    boxes = []
+    for mask in objects:
+        ys, xs = np.nonzero(mask)
+        boxes.append((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
+    found = [segment.mask() for segment in segmenter.boxes(embedded, boxes)]
+    ious = [(a & b).sum() / (a | b).sum() for a, b in zip(found, objects, strict=True)]
+    assert np.mean(ious) > 0.7
+    everything = [segment.mask() for segment in segmenter.everything(embedded)]
+    truths = annotated_masks(scene)
+    best = [max((a & b).sum() / (a | b).sum() for a in everything) for b in truths]
+    assert np.mean(best) > 0.5
