@@ -1,13 +1,15 @@
 """Promptable evaluation against a slow oracle: one mask at a time, dense arrays, no shortlist."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from uniovseg import evaluation
+import uniovseg
+from uniovseg import checkpoint, evaluation
 from uniovseg.data.shapes import SceneConfig, image_masks
 from uniovseg.errors import DataError
 from uniovseg.evaluation import NO_SCORES, LabelledImage, PromptableConfig, PromptableScores, evaluate_image, evaluate_promptable, labelled
@@ -15,7 +17,9 @@ from uniovseg.methods.mask_generation import EmbeddedImage, MaskGeneration
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import resize_logits
 from uniovseg.records import ImageMasks
+from uniovseg.segmenter import Segmenter
 
+SHIPPED = Path(uniovseg.__file__).parent / checkpoint.SHIPPED["shapes"] / checkpoint.MANIFEST
 BRUTE = PromptableConfig(points_per_side=3, shortlist=0, prompts_per_call=4)
 
 
@@ -77,14 +81,30 @@ def test_chunks_do_not_change_scores(tiny_method: MaskGeneration, wide: Labelled
         torch.testing.assert_close(getattr(chunked, name), getattr(once, name), atol=1e-3, rtol=0)
 
 
-def test_the_shortlist_finds_what_all_masks_give(tiny_method: MaskGeneration, scenes: list[ImageMasks]) -> None:
+def test_a_longer_shortlist_misses_less(tiny_method: MaskGeneration, scenes: list[ImageMasks]) -> None:
+    """The masks of random weights are ragged, so that their IoU at a quarter of the canvas says little: the hardest case."""
     samples = list(labelled(scenes[:3]))
-    brute = sum(evaluate_promptable(tiny_method, samples, PromptableConfig(points_per_side=5, shortlist=0)), NO_SCORES)
-    short = sum(evaluate_promptable(tiny_method, samples, PromptableConfig(points_per_side=5)), NO_SCORES)
-    assert (short.point_iou <= brute.point_iou + 1e-3).all()
+
+    def point_iou(shortlist: int) -> torch.Tensor:
+        found = evaluate_promptable(tiny_method, samples, PromptableConfig(points_per_side=4, shortlist=shortlist))
+        return sum(found, NO_SCORES).point_iou
+
+    brute = point_iou(0)
+    missed = [brute - point_iou(shortlist) for shortlist in (1, 8, 63)]
+    assert all((part >= -1e-3).all() for part in missed)
+    assert missed[0].mean() > missed[1].mean() >= missed[2].mean()
+    assert float(missed[1].mean()) < 5e-3
+    assert float(missed[2].mean()) < 1e-4
+    assert torch.equal(point_iou(64), brute)  # as long as all masks there are
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="the shapes model is not in the package yet: make shapes-full")
+def test_the_shortlist_finds_what_all_masks_of_a_trained_model_give() -> None:
+    method = Segmenter.load().method
+    samples = list(labelled(image_masks(SceneConfig(), 77, index) for index in range(2)))
+    brute = sum(evaluate_promptable(method, samples, PromptableConfig(points_per_side=6, shortlist=0)), NO_SCORES)
+    short = sum(evaluate_promptable(method, samples, PromptableConfig(points_per_side=6)), NO_SCORES)
     assert short.summary()["point_iou"] == pytest.approx(brute.summary()["point_iou"], abs=1e-3)
-    one = sum(evaluate_promptable(tiny_method, samples, PromptableConfig(points_per_side=5, shortlist=1)), NO_SCORES)
-    assert (one.point_iou <= short.point_iou + 1e-3).all()
 
 
 def test_scores_add_up() -> None:

@@ -28,7 +28,9 @@ def test_segment_writes_a_picture_and_the_masks(scene: Path, tmp_path: Path) -> 
     assert found["size"] == [128, 128]
     assert len(found["segments"]) == 2
     assert {"rle", "predicted_iou", "box_xyxy", "area"} == set(found["segments"][0])
-    assert cv2.imread(str(tmp_path / "scene.png")).shape == (128, 128, 3)
+    picture = cv2.imread(str(tmp_path / "scene.png"))
+    assert picture is not None
+    assert picture.shape == (128, 128, 3)
 
 
 def test_points_inside_and_outside_give_one_mask(scene: Path, tmp_path: Path) -> None:

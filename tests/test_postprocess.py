@@ -51,6 +51,7 @@ def test_a_worse_mask_inside_a_better_one_goes_and_a_better_part_stays_beside_th
 def test_padding_counts_in_no_overlap_and_makes_no_mask() -> None:
     only_padding = boxes((0, 20, 32, 32), (0, 0, 8, 8))
     assert kept(only_padding, [0.9, 0.8]) == [0.8]
+    assert kept(only_padding, [0.9, 0.8], max_proposals=1) == [0.8]
     overlap_below = boxes((0, 8, 16, 32), (0, 16, 16, 32))  # of the second, 4 rows are image, all inside the first: IoU 4 / 12
     assert kept(overlap_below, [0.8, 0.9]) == [0.9, 0.8]  # on the whole canvas the IoU would be 16 / 24
 

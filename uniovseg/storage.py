@@ -28,7 +28,7 @@ from uniovseg.errors import MissingFileError, StorageError
 ATTEMPTS = 6
 """How often a read or write is tried before its error is raised."""
 
-PERMANENT_CODES = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS)
+PERMANENT_CODES = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS)
 PERMANENT_WORDS = ("is a directory", "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
 """What the operating system and S3 say when trying again cannot help."""
 

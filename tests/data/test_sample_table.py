@@ -63,7 +63,5 @@ def test_a_batch_may_be_written_to(samples: list[MaskSample]) -> None:
 def test_views_that_are_flipped_and_arrays_that_are_not_contiguous(scenes: list[ImageMasks]) -> None:
     sample = make_mask_sample(scenes[3], ViewConfig(size=64, hflip=1.0), MaskSampleConfig(), 4)
     assert sample.view.scale_xy[0] < 0
-    turned = MaskSample(
-        key=sample.key, image=np.asfortranarray(sample.image), view=sample.view, masks=sample.masks, boxes_xyxy=sample.boxes_xyxy
-    )
+    turned = MaskSample(key=sample.key, image=np.asfortranarray(sample.image), view=sample.view, masks=sample.masks, boxes_xyxy=sample.boxes_xyxy)
     assert_equal(to_batch(to_table([turned], [9])), collate([sample], [9]))

@@ -55,7 +55,8 @@ def test_without_an_uri_nothing_is_tracked_or_written(tmp_path: Path) -> None:
 
 
 def test_mlflow_is_not_imported_before_it_is_used() -> None:
-    subprocess.run([sys.executable, "-c", "import sys, uniovseg.runtime.tracking; sys.exit('mlflow' in sys.modules)"], check=True)
+    code = "import sys, uniovseg.runtime.tracking; sys.exit('mlflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_the_configuration_goes_before_the_environment_and_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -79,6 +80,7 @@ def test_a_run_holds_parameters_metrics_pictures_and_ends_finished(tracking: Tra
         worker.log_pictures(2, {"masks": picture})
         worker.log_file(tmp_path / "note.txt")
         assert only_run(tracking).info.status == "RUNNING"
+    assert TrackingConfig().resolve() is None  # the next job of this process is not tracked unless it says so
     found = only_run(tracking)
     assert (found.info.status, found.info.run_name, found.data.tags["who"]) == ("FINISHED", "run name", "test")
     expected = {"steps": "7", "optim.lr": "0.0003", "tracking.uri": tracking.uri, "tracking.experiment": tracking.experiment}

@@ -105,6 +105,21 @@ def code_version() -> dict[str, str]:
         return {}
 
 
+def _experiment_id(client: "MlflowClient", name: str) -> str:
+    """Id of the experiment, made if needed. (MLflow's own set_experiment would set the tracking URI of the whole process, by its environment.)"""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another job has made it in between
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
 @contextmanager
 def tracked_run(tracking: TrackingConfig, name: str, config: Config, tags: dict[str, Any] | None = None) -> Iterator[Run]:
     """Open a run with the configuration as parameters, give it to the body, and close it as FINISHED or FAILED."""
@@ -113,17 +128,14 @@ def tracked_run(tracking: TrackingConfig, name: str, config: Config, tags: dict[
         yield Run(None, None)
         return
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import mlflow
     from mlflow.entities import Param
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     if uri.startswith(SQLITE):
         Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(uri)
     run = Run(uri, None)
     client = run._client()
-    experiment = mlflow.set_experiment(tracking.experiment)
-    run.run_id = client.create_run(experiment.experiment_id, run_name=name, tags=code_version() | (tags or {})).info.run_id
+    run.run_id = client.create_run(_experiment_id(client, tracking.experiment), run_name=name, tags=code_version() | (tags or {})).info.run_id
     parameters = [Param(key, str(value)[:500]) for key, value in flatten(config).items()]
     for begin in range(0, len(parameters), 100):
         client.log_batch(run.run_id, params=parameters[begin : begin + 100])
