@@ -27,11 +27,13 @@ from uniovseg.pretraining import PretrainConfig
 from uniovseg.records import ImageMasks
 from uniovseg.runtime.evaluate import PromptableJobConfig
 from uniovseg.runtime.ingest import IngestConfig
+from uniovseg.runtime.quickstart import QuickstartConfig
+from uniovseg.runtime.real import RealConfig
 from uniovseg.runtime.train import TrainJobConfig
 from uniovseg.training import train
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
-TYPES: dict[str, type[Config]] = {"shapes_clip": PretrainConfig, "stage1": TrainJobConfig}
+TYPES: dict[str, type[Config]] = {"shapes_clip": PretrainConfig, "shapes_full": QuickstartConfig, "stage1": TrainJobConfig}
 
 
 class Wheel(Config):
@@ -159,7 +161,7 @@ def test_flatten() -> None:
     assert flatten(Bike()) == {"wheel.spokes": 28, "wheel.rim": "alloy", "gears": [11, 28], "weight": 8.5, "name": None}
 
 
-ALL_TYPES = [TrainJobConfig, PretrainConfig, PromptableJobConfig, IngestConfig, ShapesConfig, MaskGeneratorConfig]
+ALL_TYPES = [TrainJobConfig, PretrainConfig, PromptableJobConfig, IngestConfig, ShapesConfig, QuickstartConfig, RealConfig, MaskGeneratorConfig]
 
 
 @pytest.mark.parametrize("config_type", ALL_TYPES)
@@ -175,6 +177,7 @@ def test_presets_of_the_mask_generator_round_trip(preset: str) -> None:
 
 def type_of(path: Path) -> type[Config]:
     found = [config_type for start, config_type in TYPES.items() if path.stem.startswith(start)]
+    assert found, f"no class is named for {path.name}"
     return found[0]
 
 

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 import uniovseg
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
-from uniovseg.data.shapes import SceneConfig, annotated_masks, draw_scene, scene_rng
+from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
 from uniovseg.errors import CheckpointError, DataError
 from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig
 from uniovseg.models.clip import CHECKPOINT
@@ -198,18 +198,19 @@ def test_checkpoints_that_cannot_be_used(tiny_method: MaskGeneration, tmp_path: 
 
 @pytest.mark.skipif(not SHIPPED.exists(), reason="the shapes model is not in the package yet: make shapes-full")
 def test_the_packaged_model_segments_the_shapes_world() -> None:
+    """On scenes it has never seen, better than the box taken as the mask, and close to most objects when asked for everything."""
     segmenter = Segmenter.load()
-    scene = draw_scene(SceneConfig(), scene_rng(123, 0, 0), held_out=True)
-    embedded = segmenter.embed(scene.image)
-    objects = [item.mask for item in scene.objects if item.mask.sum() > 150]
-    boxes = []
-    for mask in objects:
-        ys, xs = np.nonzero(mask)
-        boxes.append((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
-    found = [segment.mask() for segment in segmenter.boxes(embedded, boxes)]
-    ious = [(a & b).sum() / (a | b).sum() for a, b in zip(found, objects, strict=True)]
-    assert np.mean(ious) > 0.7
-    everything = [segment.mask() for segment in segmenter.everything(embedded)]
-    truths = annotated_masks(scene)
-    best = [max((a & b).sum() / (a | b).sum() for a in everything) for b in truths]
-    assert np.mean(best) > 0.5
+    by_box, fill, by_everything = [], [], []
+    for index in range(4):
+        scene = draw_scene(SceneConfig(), scene_rng(123, 0, index), held_out=True)
+        embedded = segmenter.embed(scene.image)
+        objects = [item.mask for item in scene.objects if item.mask.sum() > 100]
+        boxes = [(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) for ys, xs in map(np.nonzero, objects)]
+        found = [segment.mask() for segment in segmenter.boxes(embedded, boxes)]
+        everything = [segment.mask() for segment in segmenter.everything(embedded)]
+        by_box += [(a & b).sum() / (a | b).sum() for a, b in zip(found, objects, strict=True)]
+        fill += [mask.sum() / ((x1 - x0) * (y1 - y0)) for mask, (x0, y0, x1, y1) in zip(objects, boxes, strict=True)]
+        by_everything += [max((a & b).sum() / (a | b).sum() for a in everything) for b in objects]
+    assert len(by_box) > 10
+    assert np.mean(by_box) > np.mean(fill) + 0.05
+    assert np.mean(by_everything) > 0.4

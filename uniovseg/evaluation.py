@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from uniovseg.config import Config
 from uniovseg.data.images import decode_image
@@ -23,14 +24,16 @@ from uniovseg.postprocess import PIXELS_AT_ONCE, resize_logits, valid_cells
 from uniovseg.records import ImageMasks
 
 
+COARSE_CELLS = 128
+"""Cells a side, at least, on which masks are compared to make the shortlist; a small canvas has as many as it has pixels."""
+
+
 class PromptableConfig(Config):
     """How promptable evaluation is done."""
 
     points_per_side: int = Field(20, ge=1, le=64, description="grid of the 1-point IoU, points a side")
     prompts_per_call: int = Field(100, ge=1, description="prompts decoded together")
-    shortlist: int = Field(
-        8, ge=0, description="1-point IoU: how many masks, best by IoU at a quarter of the canvas, are compared at full resolution; 0: all"
-    )
+    shortlist: int = Field(8, ge=0, description="1-point IoU: how many masks, best by IoU on a coarse grid, are compared at full resolution; 0: all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +119,11 @@ def _best_point_iou(method: MaskGeneration, embedded: EmbeddedImage, truth: RunL
 
 
 def _coarse_iou(method: MaskGeneration, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks) -> Tensor:
-    """[k, n] IoU on the grid of the logits, over the part of the canvas that shows image."""
+    """[k, n] IoU on a grid over the part of the canvas that shows image: the grid of the logits, or a finer one where that is too coarse to rank masks."""
     logits = method.mask_logits(embedded, embeddings)
+    side = max(logits.shape[-1], min(COARSE_CELLS, embedded.view.size[1]))
+    if side > logits.shape[-1]:
+        logits = F.interpolate(logits[None].float(), size=(side, side), mode="bilinear", align_corners=False)[0]
     height, width = logits.shape[-2:]
     inside = valid_cells(embedded.view, (height, width), logits.device).flatten()
     predicted = ((logits.flatten(1) > 0) & inside).float()

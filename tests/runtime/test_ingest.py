@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 
 from tests.data.sa1b_samples import DAMAGES, make_files, make_record
 from uniovseg import storage
@@ -71,13 +72,17 @@ Job = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def job() -> Iterator[Job]:
-    """Starts `jobs/ingest.py` with arguments, as a user would; what still runs at the end is killed."""
+def job(ray_cluster: None) -> Iterator[Job]:
+    """Starts `jobs/ingest.py` on the tests' cluster, as a submitted job; what still runs at the end is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
+    def start(*arguments: str, env_vars: dict[str, str] | None = None) -> subprocess.Popen[str]:
         command = [sys.executable, str(ROOT / "jobs/ingest.py"), *arguments]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        submitted = {
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": env_vars or {}}}),
+        }
+        started.append(subprocess.Popen(command, env=os.environ | submitted, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return started[-1]
 
     yield start
@@ -127,7 +132,8 @@ def test_from_s3_to_s3(job: Job, s3_bucket: str, tmp_path: Path) -> None:
     paths = write_sa1b_tars([make_record(number) for number in range(30)], tmp_path, per_tar=20, number=lambda index: index)
     for path in paths:
         storage.write_bytes(Location.of(s3_bucket) / f"tars/{path.name}", path.read_bytes())
-    finish(job(f"source={s3_bucket}/tars", f"output={s3_bucket}/out", "part_bytes=20000"))
+    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}  # workers do not see this process's environment
+    finish(job(f"source={s3_bucket}/tars", f"output={s3_bucket}/out", "part_bytes=20000", env_vars=aws))
     shards = ShardSet(f"{s3_bucket}/out")
     assert list(shards.manifest.sources) == [f"{s3_bucket}/tars/{path.name}" for path in paths]
     assert [record.key for record in shards.records()] == [f"sa_{number}" for number in range(30)]

@@ -95,9 +95,9 @@ def ray_batches(rows: PlannedRows, maker: SampleMaker, start: int, stop: int) ->
     for begin in range(start, stop, STEPS_A_DATASET):
         end = min(begin + STEPS_A_DATASET, stop)
         source = PlanSource(rows, begin, end, min(steps_a_task, end - begin))
-        planned = ray.data.read_datasource(source, override_num_blocks=-(-(end - begin) // steps_a_task), num_cpus=0.25)
+        planned = ray.data.read_datasource(source, override_num_blocks=-(-(end - begin) // steps_a_task), num_cpus=0.5)
         samples = planned.map_batches(
-            make_samples, batch_size=None, batch_format="pyarrow", fn_kwargs={"maker": maker}, num_cpus=0.5, zero_copy_batch=True
+            make_samples, batch_size=None, batch_format="pyarrow", fn_kwargs={"maker": maker}, num_cpus=1, zero_copy_batch=True
         )
         for table in samples.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2):
             yield sample_table.to_batch(table)

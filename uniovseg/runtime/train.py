@@ -7,6 +7,7 @@ samples and every random draw depend on the step alone, the losses then are thos
 
 import json
 import logging
+import math
 import shutil
 import tempfile
 import threading
@@ -37,6 +38,9 @@ from uniovseg.runtime.session import quiet_ray_data, ray_session
 from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
 from uniovseg.storage import Location
 from uniovseg.training import TrainConfig, initial_method, make_validation, train
+
+CPUS_OF_A_FEED = 1.5
+"""CPUs that a worker's feed needs at least: one *read* and one *make* task. With fewer Ray Data waits for ever."""
 
 
 class TrainJobConfig(TrainConfig):
@@ -191,7 +195,7 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
         )  # fmt: skip
     filesystem, path = output.filesystem()
     parent, _, name = path.rpartition("/")
-    cpus = int(config.workers * config.cpus_per_worker) + 2
+    cpus = math.ceil(config.workers * (config.cpus_per_worker + CPUS_OF_A_FEED))
     with tracked_run(config.tracking, name, config) as run, ray_session(cpus):
         if output.is_local and sum(node["Alive"] for node in ray.nodes()) > 1:
             raise ConfigError(
