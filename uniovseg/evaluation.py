@@ -23,7 +23,6 @@ from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import PIXELS_AT_ONCE, resize_logits, valid_cells
 from uniovseg.records import ImageMasks
 
-
 COARSE_CELLS = 128
 """Cells a side, at least, on which masks are compared to make the shortlist; a small canvas has as many as it has pixels."""
 

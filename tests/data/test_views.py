@@ -215,7 +215,7 @@ def test_hue_turns_by_two_degrees_a_step() -> None:
 
 def test_contrast_is_first_or_last() -> None:
     """Contrast that comes first saturates colours before saturation spreads them."""
-    image = np.repeat(np.uint8([200, 250, 250]), 16).reshape(3, 4, 4)
+    image = np.repeat(np.array([200, 250, 250], np.uint8), 16).reshape(3, 4, 4)
     assert jittered(image, "cs", 1.2, 1.5)[:, 0, 0] == pytest.approx([255 - 1.5 * 15, 255, 255], abs=3)
     assert jittered(image, "lcs", 1.2, 1.5)[:, 0, 0] == pytest.approx([(250 - 1.5 * 50) * 1.2, 255, 255], abs=3)
 

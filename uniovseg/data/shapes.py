@@ -260,7 +260,7 @@ def draw_scene(config: SceneConfig, rng: np.random.Generator, *, held_out: bool)
         painted.append(_paint(canvas, item, bool(rng.random() < config.part_share), rng))
         owner[painted[-1][0]] = number
     canvas += rng.normal(0, 3.0, canvas.shape).astype(np.float32)
-    image = cv2.GaussianBlur(np.clip(canvas, 0, 255).astype(np.uint8), (3, 3), 0.6)
+    image = cv2.GaussianBlur(np.clip(canvas, 0, 255).astype(np.uint8), (3, 3), 0.6).astype(np.uint8, copy=False)
 
     objects = []
     for number, (item, (_, part)) in enumerate(zip(placed, painted, strict=True)):

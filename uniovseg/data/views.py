@@ -134,12 +134,13 @@ def colour_jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray
     if saturation != 1.0 or hue:
         hsv = cv2.cvtColor(cv2.merge(list(image)), cv2.COLOR_RGB2HSV)
         tables = np.stack([((levels + hue) % 180).astype(np.uint8), _table(levels * saturation), _table(levels)], axis=-1)
-        image = np.stack(cv2.split(cv2.cvtColor(cv2.LUT(hsv, tables[None]), cv2.COLOR_HSV2RGB)))  # type: ignore[assignment]
+        image = np.stack(cv2.split(cv2.cvtColor(cv2.LUT(hsv, tables[None]), cv2.COLOR_HSV2RGB)))
     return _look_up(image, _table(levels * contrast)) if contrast_last else image
 
 
 def _table(values: NDArray[np.floating | np.integer]) -> NDArray[np.uint8]:
-    return np.clip(values, 0, 255).astype(np.uint8)
+    table: NDArray[np.uint8] = np.clip(values, 0, 255).astype(np.uint8)
+    return table
 
 
 def _look_up(image: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
