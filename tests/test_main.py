@@ -48,7 +48,9 @@ def test_points_inside_and_outside_give_one_mask(scene: Path, tmp_path: Path) ->
         (["--checkpoint", "nowhere"], 1, "checkpoint.json"),
     ],
 )
-def test_wrong_calls_are_one_line(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str) -> None:
+def test_wrong_calls_are_one_line(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+) -> None:
     assert main(["segment", str(scene), "--out", str(tmp_path), *arguments]) == code
     message = capsys.readouterr().err
     assert message.count("\n") == 1
