@@ -31,7 +31,7 @@ class QuickstartConfig(Config):
     image_text: int = Field(512, ge=0, description="scenes with captions")
     evaluation: int = Field(64, ge=8, description="labelled scenes to evaluate on")
     train: str = Field("jobs/configs/stage1_shapes.yaml", description="configuration of stage 1")
-    steps: int = Field(600, ge=1, description="optimizer steps of stage 1")
+    steps: int = Field(450, ge=1, description="optimizer steps of stage 1")
     threads: int = Field(1, ge=1, description="CPU threads of torch; on two cores a second one costs more than it gives, beside the feed")
     tracking: TrackingConfig = Field(TrackingConfig(uri="sqlite:///runs/mlflow.db", experiment="uniovseg-quickstart"), description="MLflow")
 
