@@ -11,10 +11,10 @@ from uniovseg.runtime.tracking import Run, TrackingConfig
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local cluster of four CPU slots; `ray_session` inside a test joins it."""
+    """A local cluster of five CPU slots, what two workers and their feeds take; `ray_session` inside a test joins it."""
     if os.environ.get("RAY_ADDRESS"):
         pytest.fail("RAY_ADDRESS is set: these tests want a cluster of their own")
-    with ray_session(4):
+    with ray_session(5):
         yield
 
 

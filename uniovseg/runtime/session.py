@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -36,6 +37,8 @@ def ray_session(cpus: int) -> Iterator[None]:
         ray.init(logging_level=logging.WARNING)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away; a process less
+        # Ray Data reads this in every process of the cluster; it is its own default with the terminal's level raised to WARNING.
+        os.environ.setdefault("RAY_DATA_LOGGING_CONFIG", str(Path(__file__).with_name("ray_data_logging.json")))
         # A cluster of one's own asks for a token (made in ~/.ray when there is none); Ray would say so with a warning each time.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         memory = 512 * 1024**2
