@@ -5,7 +5,10 @@ Points are (x, y), sizes are (h, w), pixel i covers [i, i + 1) so that its centr
 exclusive.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -44,6 +47,62 @@ class ImageText:
     key: str
     image: bytes
     caption: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageEntities:
+    """One image with what its caption names.
+
+    Attributes:
+        key: identity of the sample.
+        image: the encoded image file.
+        caption: the caption that the entities come from (refined, where it was).
+        entities: cleaned noun phrases with their descriptive words, no two equal, in the caption's order.
+    """
+
+    key: str
+    image: bytes
+    caption: str
+    entities: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One class of a vocabulary.
+
+    Attributes:
+        id: the number that ground truth and results call it by; unique in its vocabulary.
+        name: what people call it: the first of its synonyms.
+        synonyms: words that mean it, at least one; its score is its best synonym's.
+        is_thing: countable; False for stuff.
+    """
+
+    id: int
+    name: str
+    synonyms: tuple[str, ...]
+    is_thing: bool = True
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes that an image is segmented into. Class index c is the position in `categories`; a category's id may be any number.
+
+    Attributes:
+        name: of the vocabulary, for people.
+        categories: at least one.
+    """
+
+    name: str
+    categories: tuple[Category, ...]
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that depend on the categories and nothing else: the key of cached text embeddings."""
+        listed = [[item.id, item.name, item.synonyms, item.is_thing] for item in self.categories]
+        return hashlib.sha256(json.dumps(listed, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +242,28 @@ class Prediction:
     masks: RunLengthMasks
     quality: Tensor
     class_scores: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PanopticSegment:
+    """One segment of a panoptic map: its ``id`` in the map (1 and up), the class index, and a score in [0, 1]."""
+
+    id: int
+    class_index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class PanopticMap:
+    """Every pixel belongs to one segment or to none.
+
+    Attributes:
+        ids: [H, W] int32 segment ids at source resolution; 0 is void.
+        segments: what the ids mean.
+    """
+
+    ids: NDArray[np.int32]
+    segments: tuple[PanopticSegment, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
