@@ -266,6 +266,36 @@ class PanopticMap:
     segments: tuple[PanopticSegment, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TruthSegment:
+    """One segment of a ground-truth panoptic map.
+
+    Attributes:
+        id: in the map.
+        class_index: position in the vocabulary.
+        area: pixels, as the annotation says.
+        is_crowd: a group of things nobody drew one by one: neither to be found nor wrong to be found.
+    """
+
+    id: int
+    class_index: int
+    area: int
+    is_crowd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PanopticTruth:
+    """Ground truth of panoptic segmentation.
+
+    Attributes:
+        ids: [H, W] int32 segment ids; 0 is void.
+        segments: what the ids mean.
+    """
+
+    ids: NDArray[np.int32]
+    segments: tuple[TruthSegment, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
     """One training step's result.
