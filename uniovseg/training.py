@@ -30,7 +30,7 @@ from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
 from uniovseg.errors import CheckpointError, ConfigError, TrainingError, UniOVSegError
-from uniovseg.evaluation import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
+from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.catalog import MethodConfig, build_method
 from uniovseg.methods.mask_generation import MaskGeneration

@@ -15,7 +15,7 @@ from uniovseg import storage
 from uniovseg.config import Config
 from uniovseg.data.coco import iter_records, read_annotations
 from uniovseg.data.shards import ShardSet
-from uniovseg.evaluation import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
+from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.runtime.tracking import TrackingConfig, tracked_run
 from uniovseg.segmenter import Segmenter
 from uniovseg.storage import Location

@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 import uniovseg
-from uniovseg import checkpoint, evaluation
+from uniovseg import checkpoint
 from uniovseg.data.shapes import SceneConfig, image_masks
 from uniovseg.errors import DataError
-from uniovseg.evaluation import NO_SCORES, LabelledImage, PromptableConfig, PromptableScores, evaluate_image, evaluate_promptable, labelled
+from uniovseg.evaluation import promptable
+from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, PromptableScores, evaluate_image, evaluate_promptable, labelled
 from uniovseg.methods.mask_generation import EmbeddedImage, MaskGeneration
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import resize_logits
@@ -75,7 +76,7 @@ def test_scores_are_those_of_the_oracle(tiny_method: MaskGeneration, wide: Label
 
 def test_chunks_do_not_change_scores(tiny_method: MaskGeneration, wide: LabelledImage, monkeypatch: pytest.MonkeyPatch) -> None:
     once = evaluate_image(tiny_method, wide, BRUTE)
-    monkeypatch.setattr(evaluation, "PIXELS_AT_ONCE", 60 * 96 * 2)
+    monkeypatch.setattr(promptable, "PIXELS_AT_ONCE", 60 * 96 * 2)
     chunked = evaluate_image(tiny_method, wide, PromptableConfig(points_per_side=3, shortlist=0, prompts_per_call=1))
     for name in ("point_iou", "box_iou", "box_fill_iou"):
         torch.testing.assert_close(getattr(chunked, name), getattr(once, name), atol=1e-3, rtol=0)

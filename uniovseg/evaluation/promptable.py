@@ -1,8 +1,8 @@
-"""Evaluation: one code path for validation during training, `jobs/evaluate.py` and the tables.
+"""Promptable evaluation (method: section 5).
 
-Promptable evaluation (method: section 5). *1-point IoU (oracle)*: every point of a grid over the image is a prompt; a ground-truth mask scores the
-best IoU over all masks of all points. *1-box IoU*: its own tight box is the prompt. Both are means over ground-truth masks, at the image's own
-resolution. As a yardstick, *box fill* is the IoU of the box itself taken as the mask.
+*1-point IoU (oracle)*: every point of a grid over the image is a prompt; a ground-truth mask scores the best IoU over all masks of all points.
+*1-box IoU*: its own tight box is the prompt. Both are means over ground-truth masks, at the image's own resolution. As a yardstick, *box fill* is
+the IoU of the box itself taken as the mask.
 """
 
 from collections.abc import Iterable, Iterator
