@@ -37,6 +37,7 @@ def test_listing_is_by_name_ending_and_folder(folder: Location) -> None:
         storage.write_bytes(folder / name, b"x")
     assert [item.name for item in storage.list_files(folder, ".json")] == ["a.json", "b.json"]
     assert storage.list_files(folder, ".txt") == [folder / "c.txt"]
+    assert storage.list_files(folder, (".txt", "d.json"), recursive=True) == [folder / "c.txt", folder / "sub/d.json"]
 
 
 def test_a_missing_file_is_told_at_once(folder: Location, pauses: list[int]) -> None:

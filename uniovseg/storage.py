@@ -176,13 +176,13 @@ def size(location: Location) -> int:
     return int(found.size)
 
 
-def list_files(folder: Location, ending: str = "") -> list[Location]:
-    """All files directly in a folder whose names end so, by name; empty for a folder that does not exist."""
+def list_files(folder: Location, ending: str | tuple[str, ...] = "", *, recursive: bool = False) -> list[Location]:
+    """All files directly in a folder (or at any depth below it) whose names end so, by path; empty for a folder that does not exist."""
     filesystem, path = folder.filesystem()
-    selector = pafs.FileSelector(path, allow_not_found=True)
+    selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
     found = with_retries(lambda: filesystem.get_file_info(selector), f"listing {folder.uri}")
-    names = sorted(info.base_name for info in found if info.type == pafs.FileType.File and info.base_name.endswith(ending))
-    return [folder / name for name in names]
+    files = sorted(info.path for info in found if info.type == pafs.FileType.File and info.base_name.endswith(ending))
+    return [folder / file.removeprefix(path).lstrip("/") for file in files]
 
 
 @contextmanager
