@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
 from uniovseg import storage
+from uniovseg.data.panoptic import decode_ids
 from uniovseg.data.sa1b import DefectError, check_image
 from uniovseg.errors import DataError, MissingFileError
 from uniovseg.ops.run_length import RunLengthMasks
@@ -118,13 +118,12 @@ def _read(location: Location, reason: str) -> bytes:
 def _panoptic_masks(item: CocoImage, size: tuple[int, int]) -> RunLengthMasks:
     assert item.panoptic is not None
     data = _read(item.panoptic, "missing_annotation")
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if decoded is None:
-        raise DefectError("bad_mask", "the panoptic PNG cannot be decoded", seen=f"{len(data)} bytes")
-    if decoded.shape[:2] != size:
-        raise DefectError("size_mismatch", "the panoptic PNG is of another size", seen=decoded.shape[:2], allowed=size)
-    blue, green, red = (decoded[..., channel].astype(np.int64) for channel in range(3))
-    ids = red + 256 * green + 65536 * blue
+    try:
+        ids = decode_ids(data)
+    except DataError as error:
+        raise DefectError("bad_mask", str(error)) from error
+    if ids.shape != size:
+        raise DefectError("size_mismatch", "the panoptic PNG is of another size", seen=ids.shape, allowed=size)
     dense = [ids == segment["id"] for segment in item.segments if not segment.get("iscrowd", 0)]
     present = [mask for mask in dense if mask.any()]
     return RunLengthMasks.from_dense(torch.from_numpy(np.stack(present))) if present else RunLengthMasks.empty(size)
