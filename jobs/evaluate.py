@@ -1,35 +1,44 @@
-"""Evaluate a checkpoint: `python jobs/evaluate.py promptable annotations=FILE images=FOLDER`."""
+"""Evaluate a checkpoint, or predictions that lie in files.
+
+python jobs/evaluate.py promptable annotations=FILE images=FOLDER
+python jobs/evaluate.py score-panoptic --gt-json F --gt-dir D --pred-json F --pred-dir D
+python jobs/evaluate.py score-semantic --gt-dir D --pred-dir D --num-classes N --ignore V
+
+The score commands print one line of JSON: every figure a fraction, null where there is none. Each command has --help.
+"""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rich.console import Console
-from rich.table import Table
-
-from jobs import _cli
-from uniovseg.runtime.evaluate import PromptableJobConfig, evaluate_promptable_job
-
-TASKS = ("promptable",)
+from jobs import _cli, _score
 
 
-def promptable(config: PromptableJobConfig) -> dict[str, object]:
-    """1-point and 1-box IoU of a checkpoint on a labelled set."""
-    report = evaluate_promptable_job(config)
-    table = Table(title=f"promptable: {config.checkpoint} on {config.annotations}")
-    for name, value in report["promptable"].items():
-        table.add_row(name, f"{value:.4f}" if name.endswith("iou") else f"{value:.0f}")
-    Console().print(table)
-    return report
+def promptable(argv: Sequence[str]) -> int:
+    # Imported where they are used: Ray and the models take seconds that the score commands need not spend.
+    from jobs import _model_evaluation
+    from uniovseg.runtime.evaluate import PromptableJobConfig
+
+    return _cli.run(PromptableJobConfig, _model_evaluation.promptable, argv)
+
+
+TASKS: dict[str, Callable[[Sequence[str]], int]] = {
+    "promptable": promptable,
+    "score-panoptic": lambda argv: _score.print_score(_score.saved_panoptic, argv),
+    "score-semantic": lambda argv: _score.print_score(_score.saved_semantic, argv),
+}
 
 
 def main(argv: Sequence[str]) -> int:
+    if argv and argv[0] in ("-h", "--help"):
+        sys.stdout.write(f"{__doc__}\n")
+        return 0
     if not argv or argv[0] not in TASKS:
         sys.stderr.write(f"error: which evaluation? seen: {argv[0] if argv else 'nothing'}; allowed: {', '.join(TASKS)}\n")
         return 2
-    return _cli.run(PromptableJobConfig, promptable, argv[1:])
+    return TASKS[argv[0]](argv[1:])
 
 
 if __name__ == "__main__":

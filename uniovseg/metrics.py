@@ -7,13 +7,13 @@ fraction in [0, 1], or NaN where there is nothing to take a mean of.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uniovseg.errors import DataError
-from uniovseg.records import PanopticMap, PanopticTruth
+from uniovseg.records import PanopticMap, PanopticTruth, Vocabulary
 
 Counts = NDArray[np.int64]
 LabelMap = NDArray[np.integer]
@@ -59,6 +59,18 @@ class SemanticScore:
         """Mean IoU over the classes that the ground truth has, of `classes` (indices) where given."""
         iou = self.iou() if classes is None else self.iou()[list(classes)]
         return mean_present(iou)
+
+    def summary(self, ids: Sequence[int] | None = None) -> dict[str, Any]:
+        """``miou``, and ``per_class``: the IoU of each class that the ground truth has, by its id (its index where no `ids` are given)."""
+        present = np.flatnonzero(self.truth)
+        names = present if ids is None else np.array(ids)[present]
+        per_class = dict(zip(map(str, names.tolist()), self.iou()[present].tolist(), strict=True))
+        return {"miou": figure(self.miou()), "per_class": per_class}
+
+
+def figure(value: float) -> float | None:
+    """A figure as JSON has it: None for NaN."""
+    return None if math.isnan(value) else float(value)
 
 
 def mean_present(values: NDArray[np.float64]) -> float:
@@ -157,6 +169,21 @@ class PanopticScore:
         n = int(rows.sum())
         pq, sq, rq = self.per_class()[rows].mean(axis=0) if n else (math.nan,) * 3
         return PanopticQuality(float(pq), float(sq), float(rq), n)
+
+    def summary(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """``All``, ``Things`` and ``Stuff`` with pq, sq, rq and n, and ``per_class``: pq, sq and rq of each class that occurs, by its category id."""
+        is_thing = np.array([category.is_thing for category in vocabulary.categories], bool)
+        groups = {"All": None, "Things": is_thing, "Stuff": ~is_thing}
+        qualities = {name: self.quality(chosen)._asdict() for name, chosen in groups.items()}
+        report: dict[str, Any] = {
+            name: {key: figure(value) for key, value in quality.items()} | {"n": quality["n"]} for name, quality in qualities.items()
+        }
+        rows = self.per_class()
+        report["per_class"] = {
+            str(vocabulary.categories[index].id): dict(zip(("pq", "sq", "rq"), rows[index].tolist(), strict=True))
+            for index in np.flatnonzero(self.occurs()).tolist()
+        }
+        return report
 
 
 def panoptic_score(truth: PanopticTruth, prediction: PanopticMap, num_classes: int) -> PanopticScore:
