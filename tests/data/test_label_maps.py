@@ -45,3 +45,5 @@ def test_pictures_and_other_bytes_are_refused() -> None:
         decode_labels(encoded(Image.new("RGB", (2, 2)), "PNG"))
     with pytest.raises(DataError, match="cannot be decoded; seen: 3 bytes"):
         decode_labels(b"abc")
+    with pytest.raises(DataError, match="a label is out of range; seen: 0 to 70000"):
+        decode_labels(encoded(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"))

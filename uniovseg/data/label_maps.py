@@ -25,6 +25,8 @@ def decode_labels(data: bytes) -> NDArray[np.int32]:
         raise DataError(
             "the label map is not one of integers", seen=f"mode {mode}, {values.dtype} of shape {values.shape}", allowed="one channel, 8 or 16 bit"
         )
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise DataError("a label is out of range", seen=f"{values.min()} to {values.max()}", allowed="0 to 65535")
     return values.astype(np.int32)
 
 
