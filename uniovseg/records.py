@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -64,6 +65,36 @@ class ImageEntities:
     image: bytes
     caption: str
     entities: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePairs:
+    """One image with its mask proposals, the entities of its caption, and which mask each entity names.
+
+    Attributes:
+        key: identity of the sample.
+        image: the encoded image file.
+        height, width: size in pixels, equal to the encoded image's and to every mask's.
+        counts: Q proposals as compressed COCO RLE counts.
+        quality: [Q] predicted IoU in [0, 1].
+        entities: T entities.
+        sizes: S canvas sides at which the CLIP saw the image.
+        costs: [S, Q, T] float32, the cost of each mask and entity at each size.
+        pairs: [K, 2] int64 (mask, entity), least cost first.
+        pair_costs: [K] float32, averaged over sizes.
+    """
+
+    key: str
+    image: bytes
+    height: int
+    width: int
+    counts: tuple[bytes, ...]
+    quality: NDArray[np.float32]
+    entities: tuple[str, ...]
+    sizes: tuple[int, ...]
+    costs: NDArray[np.float32]
+    pairs: NDArray[np.int64]
+    pair_costs: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +209,17 @@ class Matches:
         return cls(torch.arange(len(masks), device=masks.device), masks, None)
 
 
+class Batch(Protocol):
+    """What the training loop asks of a batch, whichever method it is for."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Identity of each sample."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch with its tensors on `device`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskSample:
     """One training-ready sample of stage 1: a view of an image and the run-length masks that can be seen in it.
@@ -227,6 +269,50 @@ class MaskBatch:
             boxes_xyxy=tuple(boxes.to(device, non_blocking=True) for boxes in self.boxes_xyxy),
             seeds=self.seeds,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSample:
+    """One training-ready sample of stage 2: a view of an image, and pairs of a mask and the entity it is matched with.
+
+    Attributes:
+        key: identity of the sample.
+        image: [3, H, W] uint8 RGB, the view; padding is 128.
+        view: the map between the view and the source image.
+        masks: k binary masks at source resolution.
+        entities: k phrases.
+    """
+
+    key: str
+    image: NDArray[np.uint8]
+    view: View
+    masks: RunLengthMasks
+    entities: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairBatch:
+    """A batch of `PairSample`: images stacked, everything ragged kept as one entry per image.
+
+    Attributes:
+        keys: identity of each sample.
+        images: [B, 3, H, W] uint8 RGB.
+        views: B maps between view and source pixels.
+        masks: B sets of masks at source resolution, k_b each.
+        entities: B tuples of k_b phrases.
+    """
+
+    keys: tuple[str, ...]
+    images: Tensor
+    views: tuple[View, ...]
+    masks: tuple[RunLengthMasks, ...]
+    entities: tuple[tuple[str, ...], ...]
+
+    def to(self, device: torch.device | str) -> "PairBatch":
+        """The batch with its tensors on `device`."""
+        images = self.images.to(device, non_blocking=True)
+        masks = tuple(masks.to(device) for masks in self.masks)
+        return PairBatch(keys=self.keys, images=images, views=self.views, masks=masks, entities=self.entities)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

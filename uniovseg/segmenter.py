@@ -21,7 +21,7 @@ from uniovseg.config import validate
 from uniovseg.data.images import decode_image
 from uniovseg.errors import CheckpointError, DataError
 from uniovseg.methods.catalog import METHODS
-from uniovseg.methods.mask_generation import EmbeddedImage, MaskGeneration
+from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
 from uniovseg.models.clip import CHECKPOINT
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import masks_from_logits
@@ -58,7 +58,7 @@ class Segmenter:
     Every call takes an image (a path, a PIL image, an RGB array [H, W, 3] of uint8) or what `embed` made of it; embed once to prompt many times.
     """
 
-    def __init__(self, method: MaskGeneration) -> None:
+    def __init__(self, method: PromptableSegmenter) -> None:
         self.method = method
 
     @classmethod
@@ -74,8 +74,8 @@ class Segmenter:
         """
         with checkpoint.opened(uri) as folder:
             method = load_method(folder)
-        if not isinstance(method, MaskGeneration):
-            raise CheckpointError("the checkpoint's method takes no prompts", seen=type(method).__name__, allowed="mask_generation")
+        if not isinstance(method, PromptableSegmenter):
+            raise CheckpointError("the checkpoint's method takes no prompts", seen=type(method).__name__, allowed="a checkpoint of stage 1 or stage 2")
         return cls(method.to(device).eval())
 
     def embed(self, image: ImageLike) -> EmbeddedImage:
@@ -137,7 +137,7 @@ def masks_of(segments: Sequence[Segment], embedded: EmbeddedImage) -> RunLengthM
     return RunLengthMasks.from_coco([segment.rle for segment in segments], embedded.size)
 
 
-def load_method(folder: Path) -> MaskGeneration:
+def load_method(folder: Path) -> PromptableSegmenter:
     """Rebuild the method of a checkpoint folder and load its weights; evaluation mode, on the CPU."""
     info = checkpoint.read_info(folder)
     name = info.method.get("name")

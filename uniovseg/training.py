@@ -33,7 +33,7 @@ from uniovseg.errors import CheckpointError, ConfigError, TrainingError, UniOVSe
 from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.catalog import MethodConfig, build_method
-from uniovseg.methods.mask_generation import MaskGeneration
+from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.pictures import Picture, draw_masks, save_picture, tile
 from uniovseg.records import MaskBatch, StepOutput
 
@@ -93,7 +93,7 @@ class Recorder(Protocol):
         """Keep a checkpoint: `write` fills an empty folder with it (None on ranks other than 0)."""
 
 
-Validate = Callable[[TrainableMethod], tuple[dict[str, float], dict[str, Picture]]]
+Validate = Callable[[TrainableMethod[Any]], tuple[dict[str, float], dict[str, Picture]]]
 
 
 def pick_device(name: str) -> torch.device:
@@ -115,7 +115,7 @@ def lr_factor(optim: OptimConfig, step: int, steps: int) -> float:
 class _Step(nn.Module):
     """`training_step` as a module's forward, which is where DistributedDataParallel hooks in."""
 
-    def __init__(self, method: TrainableMethod) -> None:
+    def __init__(self, method: TrainableMethod[Any]) -> None:
         super().__init__()
         self.method = method
 
@@ -144,7 +144,7 @@ class _Meter:
 
 def train(
     config: TrainConfig,
-    method: TrainableMethod,
+    method: TrainableMethod[Any],
     batches: Callable[[int], Iterator[MaskBatch]],
     recorder: Recorder,
     *,
@@ -239,7 +239,7 @@ def train(
 
 def checkpoint_writer(
     config: TrainConfig,
-    method: TrainableMethod,
+    method: TrainableMethod[Any],
     optimizer: torch.optim.Optimizer,
     names: dict[nn.Parameter, str],
     step: int,
@@ -261,7 +261,7 @@ RESUMABLE: frozenset[str] = frozenset(
 """Keys of `TrainConfig` that a resumed run may change: they do not change what is learned from which sample."""
 
 
-def restore(config: TrainConfig, method: TrainableMethod, optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], folder: Path) -> int:
+def restore(config: TrainConfig, method: TrainableMethod[Any], optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], folder: Path) -> int:
     """Load a checkpoint into the method and its optimizer; returns the step to go on with.
 
     Raises:
@@ -283,7 +283,7 @@ def restore(config: TrainConfig, method: TrainableMethod, optimizer: torch.optim
     return info.step
 
 
-def everything_picture(method: MaskGeneration, samples: list[LabelledImage]) -> Picture:
+def everything_picture(method: PromptableSegmenter, samples: list[LabelledImage]) -> Picture:
     """For each image a row of three: the image, its ground truth, and what `everything` finds."""
     pictures: list[Picture] = []
     for sample in samples:
@@ -299,8 +299,8 @@ def make_validation(config: TrainConfig) -> Validate | None:
     samples = list(labelled(ShardSet(config.validation.shards).records(config.validation.images)))
     promptable = PromptableConfig(points_per_side=config.validation.points_per_side)
 
-    def validate(method: TrainableMethod) -> tuple[dict[str, float], dict[str, Picture]]:
-        assert isinstance(method, MaskGeneration)
+    def validate(method: TrainableMethod[Any]) -> tuple[dict[str, float], dict[str, Picture]]:
+        assert isinstance(method, PromptableSegmenter)
         scores = sum(evaluate_promptable(method, samples, promptable), NO_SCORES).summary()
         metrics = {f"val_{name}": scores[name] for name in ("point_iou", "box_iou", "box_fill_iou")}
         return metrics, {"everything": everything_picture(method, samples[:4])}
@@ -349,7 +349,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step_*/{checkpoint.MANIFEST}"))
 
 
-def initial_method(config: TrainConfig) -> TrainableMethod:
+def initial_method(config: TrainConfig) -> TrainableMethod[Any]:
     """The run's method with the weights it starts from: random ones by the seed, or those of ``config.init``."""
     method = build_method(config.method, config.seed)
     if config.init is not None:

@@ -14,7 +14,8 @@ from uniovseg.data.shapes import SceneConfig, image_masks
 from uniovseg.errors import DataError
 from uniovseg.evaluation import promptable
 from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, PromptableScores, evaluate_image, evaluate_promptable, labelled
-from uniovseg.methods.mask_generation import EmbeddedImage, MaskGeneration
+from uniovseg.methods.mask_generation import MaskGeneration
+from uniovseg.methods.promptable import EmbeddedImage
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import resize_logits
 from uniovseg.records import ImageMasks

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from uniovseg.config import Config
 from uniovseg.data.images import decode_image
-from uniovseg.methods.mask_generation import EmbeddedImage, MaskGeneration
+from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
 from uniovseg.ops.points import grid_points
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import PIXELS_AT_ONCE, resize_logits, valid_cells
@@ -88,7 +88,7 @@ NO_SCORES = PromptableScores(_NONE, _NONE, _NONE, images=0)
 
 
 @torch.no_grad()
-def evaluate_image(method: MaskGeneration, sample: LabelledImage, config: PromptableConfig) -> PromptableScores:
+def evaluate_image(method: PromptableSegmenter, sample: LabelledImage, config: PromptableConfig) -> PromptableScores:
     """Promptable scores of one image. Masks of no pixel are dropped."""
     masks = sample.masks.select(torch.nonzero(sample.masks.area() > 0).flatten())
     if len(masks) == 0:
@@ -103,7 +103,7 @@ def evaluate_image(method: MaskGeneration, sample: LabelledImage, config: Prompt
     return PromptableScores(_best_point_iou(method, embedded, truth, config).cpu(), box_iou.cpu(), fill.double())
 
 
-def _best_point_iou(method: MaskGeneration, embedded: EmbeddedImage, truth: RunLengthMasks, config: PromptableConfig) -> Tensor:
+def _best_point_iou(method: PromptableSegmenter, embedded: EmbeddedImage, truth: RunLengthMasks, config: PromptableConfig) -> Tensor:
     """[n] best IoU of each ground-truth mask over the masks of all grid points."""
     height, width = embedded.size
     points = grid_points(config.points_per_side, torch.tensor([0.0, 0.0, width, height])).to(method.device)
@@ -117,7 +117,7 @@ def _best_point_iou(method: MaskGeneration, embedded: EmbeddedImage, truth: RunL
     return torch.stack(each).amax(0)
 
 
-def _coarse_iou(method: MaskGeneration, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks) -> Tensor:
+def _coarse_iou(method: PromptableSegmenter, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks) -> Tensor:
     """[k, n] IoU on a grid over the part of the canvas that shows image: the grid of the logits, or a finer one where that is too coarse to rank masks."""
     logits = method.mask_logits(embedded, embeddings)
     side = max(logits.shape[-1], min(COARSE_CELLS, embedded.view.size[1]))
@@ -131,7 +131,7 @@ def _coarse_iou(method: MaskGeneration, embedded: EmbeddedImage, embeddings: Ten
     return shared / (predicted.sum(1, keepdim=True) + labels.sum(1) - shared).clamp(min=1)
 
 
-def _paired_iou(method: MaskGeneration, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks) -> Tensor:
+def _paired_iou(method: PromptableSegmenter, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks) -> Tensor:
     """[n] float64 IoU, at source resolution, of the mask of each of n embeddings [n, C] with its own ground truth."""
     ious = []
     step = max(1, PIXELS_AT_ONCE // (embedded.size[0] * embedded.size[1]))
@@ -143,7 +143,7 @@ def _paired_iou(method: MaskGeneration, embedded: EmbeddedImage, embeddings: Ten
     return torch.cat(ious)
 
 
-def evaluate_promptable(method: MaskGeneration, samples: Iterable[LabelledImage], config: PromptableConfig) -> Iterator[PromptableScores]:
+def evaluate_promptable(method: PromptableSegmenter, samples: Iterable[LabelledImage], config: PromptableConfig) -> Iterator[PromptableScores]:
     """Scores image by image, so that a caller can show progress and stop anywhere; add them up from `NO_SCORES`."""
     for sample in samples:
         yield evaluate_image(method, sample, config)

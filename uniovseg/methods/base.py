@@ -2,16 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, TypedDict
+from typing import ClassVar, Generic, TypedDict, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from uniovseg.config import Config
-from uniovseg.records import MaskBatch, Prediction, StepOutput
+from uniovseg.records import Batch, Prediction, StepOutput, Vocabulary
+
+BatchT = TypeVar("BatchT", bound=Batch)
 
 
 class OptimConfig(Config):
@@ -45,8 +48,8 @@ class Method(nn.Module, ABC):
     frozen: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """Segment RGB images [H, W, 3] of any size."""
+    def predict(self, images: Sequence[NDArray[np.uint8]], vocabulary: Vocabulary | None = None) -> list[Prediction]:
+        """Segment RGB images [H, W, 3] of any size, into the classes of a vocabulary where one is given."""
 
     def state(self) -> dict[str, Tensor]:
         """Weights and buffers that are this method's own: everything outside `frozen` (what a checkpoint holds)."""
@@ -66,13 +69,15 @@ class Method(nn.Module, ABC):
         return next(self.parameters()).device
 
 
-class TrainableMethod(Method):
+class TrainableMethod(Method, Generic[BatchT]):
     """A method with a training step."""
 
-    batch_type: ClassVar[type] = MaskBatch
+    batch_type: ClassVar[type]
+    starts_fresh: ClassVar[tuple[str, ...]] = ()
+    """Child modules that a run begins with when it is initialised from a checkpoint of another method, which does not have them."""
 
     @abstractmethod
-    def training_step(self, batch: MaskBatch) -> StepOutput:
+    def training_step(self, batch: BatchT) -> StepOutput:
         """Loss and metrics of one (micro-)batch that is on the method's device."""
 
     def param_groups(self, optim: OptimConfig) -> list[ParamGroup]:
@@ -87,3 +92,13 @@ class TrainableMethod(Method):
 
     def after_step(self, step: int) -> None:
         """Called after each optimizer step; nothing by default."""
+
+
+def mean_over_ranks(count: int, device: torch.device) -> float:
+    """A count averaged over the ranks of torch.distributed, at least 1: what losses over matched pairs are divided by."""
+    mean = float(count)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        total = torch.tensor(mean, device=device)
+        dist.all_reduce(total)
+        mean = float(total) / dist.get_world_size()
+    return max(mean, 1.0)

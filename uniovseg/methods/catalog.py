@@ -15,12 +15,12 @@ class MethodEntry(NamedTuple):
     """One method: its configuration class, and a function (configuration, seed) to the built method."""
 
     config_type: type[Config]
-    build: Callable[[Any, int], TrainableMethod]
+    build: Callable[[Any, int], TrainableMethod[Any]]
 
 
 METHODS: dict[str, MethodEntry] = {"mask_generation": MethodEntry(MaskGenerationConfig, build_mask_generation)}
 
 
-def build_method(config: MethodConfig, seed: int) -> TrainableMethod:
+def build_method(config: MethodConfig, seed: int) -> TrainableMethod[Any]:
     """The method that `config` describes, on the CPU, with random trainable weights drawn from `seed`."""
     return METHODS[config.name].build(config, seed)

@@ -7,6 +7,7 @@ Region embeddings pool the last feature map under a mask *before* the trunk's fi
 whole image gives exactly the CLIP image embedding.
 """
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -18,6 +19,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from uniovseg.checkpoint import load_weights
 from uniovseg.config import Config
@@ -100,14 +102,19 @@ class Clip(nn.Module):
         """Size of the joint embedding."""
         return int(self.model.text_projection.shape[1])
 
-    def features(self, images: Tensor) -> ClipFeatures:
-        """Multi-scale features of [B, 3, H, W] RGB images in 0..255 (any dtype); H and W divisible by 32."""
+    def features(self, images: Tensor, after_stage: Callable[[int, Tensor], Tensor] | None = None) -> ClipFeatures:
+        """Multi-scale features of [B, 3, H, W] RGB images in 0..255 (any dtype); H and W divisible by 32.
+
+        `after_stage` may change each stage's map (number 0 to 3, map) before the next stage reads it.
+        """
         trunk = self.model.visual.trunk
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         x = trunk.stem(x.to(trunk.stem[0].weight.dtype))
         maps = []
-        for stage in trunk.stages:
+        for number, stage in enumerate(trunk.stages):
             x = stage(x)
+            if after_stage is not None:
+                x = after_stage(number, x)
             maps.append(x)
         maps[-1] = trunk.norm_pre(x)
         return ClipFeatures(*maps)
@@ -118,6 +125,20 @@ class Clip(nn.Module):
         flat = pooled.reshape(-1, pooled.shape[-1])
         embedded: Tensor = visual.head(visual.trunk.head(flat[:, :, None, None]))
         return embedded.reshape(*pooled.shape[:-1], -1)
+
+    def embed_regions(self, dense: Tensor, cells: Tensor) -> Tensor:
+        """Embeddings of regions (method: Eq. 5): the mean of the cells' vectors, projected and L2-normalised.
+
+        Args:
+            dense: [C, h, w] the last feature map of one image, frozen or adapted.
+            cells: [n, h, w] bool, at least one cell of each region true.
+
+        Returns:
+            [n, D] float32 unit vectors.
+        """
+        weights = cells.flatten(1).to(dense.dtype)
+        pooled = weights @ dense.flatten(1).T / weights.sum(1, keepdim=True)
+        return F.normalize(self.project(pooled).float(), dim=-1)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Image embeddings [B, D], not normalised: the projection of the mean of ``res5``."""

@@ -1,0 +1,75 @@
+"""Stage 2 of Uni-OVSeg: the feature adapter learns to give a mask's region the embedding of the entity that names it.
+
+Everything but the adapter is frozen. The regions of a batch are pooled from the adapted CLIP map, projected by the CLIP's own projector and pulled
+towards their entities' text embeddings by the cosine loss (method: Eq. 8). Where the pairs come from is the data's business, not the method's.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from uniovseg.data.regions import region_cells
+from uniovseg.methods.base import TrainableMethod, mean_over_ranks
+from uniovseg.methods.promptable import PromptableConfig, PromptableSegmenter
+from uniovseg.models.clip import Clip, load_clip
+from uniovseg.models.feature_adapter import AdapterConfig, FeatureAdapter
+from uniovseg.models.mask_generator import MaskGenerator, build_mask_generator
+from uniovseg.models.phrases import PhraseEmbeddings
+from uniovseg.models.text_classifier import TEMPLATES
+from uniovseg.records import PairBatch, StepOutput
+
+
+class MaskTextAlignmentConfig(PromptableConfig):
+    """Stage 2 and its parts."""
+
+    name: Literal["mask_text_alignment"] = Field("mask_text_alignment", description="the method's name")
+    adapter: AdapterConfig = Field(AdapterConfig(), description="the feature adapter")
+
+
+class MaskTextAlignment(PromptableSegmenter, TrainableMethod[PairBatch]):
+    """Stage 2: trains the feature adapter of the promptable segmenter.
+
+    Args:
+        config: sizes of the parts.
+        clip: the frozen CLIP.
+        generator: the mask generator, trained by stage 1; frozen here, and kept in checkpoints so that each is whole.
+        adapter: the feature adapter.
+    """
+
+    batch_type = PairBatch
+    starts_fresh = ("adapter",)
+    config: MaskTextAlignmentConfig
+
+    def __init__(self, config: MaskTextAlignmentConfig, clip: Clip, generator: MaskGenerator, adapter: FeatureAdapter) -> None:
+        super().__init__(config, clip, generator, adapter)
+        self._phrases = PhraseEmbeddings(clip, TEMPLATES[config.regions.templates])
+
+    def training_step(self, batch: PairBatch) -> StepOutput:
+        """The mean of 1 - cosine over all pairs of the batch. Metrics: ``cosine``, its mean, and ``pairs``, the pairs an image."""
+        cosines = self.pair_cosines(batch)
+        normaliser = mean_over_ranks(len(cosines), cosines.device)
+        pairs = torch.tensor(len(cosines) / len(batch.keys))
+        return StepOutput(loss=(1 - cosines).sum() / normaliser, metrics={"cosine": cosines.detach().sum() / normaliser, "pairs": pairs})
+
+    def pair_cosines(self, batch: PairBatch) -> Tensor:
+        """Cosine [K] of each pair's region and entity, over the whole batch; without pairs it is empty and still connected to the adapter."""
+        dense = self.dense_features(batch.images)
+        size = (dense.shape[2], dense.shape[3])
+        regions = [
+            self.clip.embed_regions(features, region_cells(masks, view, size).to(dense.device))
+            for features, masks, view in zip(dense, batch.masks, batch.views, strict=True)
+        ]
+        texts = self._phrases([phrase for phrases in batch.entities for phrase in phrases])
+        return (torch.cat(regions) * texts).sum(1)
+
+
+def build_mask_text_alignment(config: MaskTextAlignmentConfig, seed: int) -> MaskTextAlignment:
+    """Stage 2 with a loaded CLIP, a mask generator with random weights (a checkpoint of stage 1 replaces them), and an adapter that changes nothing yet."""
+    clip = load_clip(config.clip)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = build_mask_generator(config.generator, clip.feature_channels).requires_grad_(False)
+        adapter = FeatureAdapter(config.adapter, clip.feature_channels, config.generator.dim)
+    return MaskTextAlignment(config, clip, generator, adapter)

@@ -1,0 +1,201 @@
+"""What every Uni-OVSeg checkpoint can do, whichever stage trained it: masks for points, boxes or everything, and a name for each mask.
+
+The methods of stage 1 and stage 2 differ in what they train and are one model at test time: a frozen CLIP, a mask generator, and in stage 2 a feature
+adapter. A mask's name comes from the CLIP's last feature map, frozen or adapted, pooled under the mask (method: section 4).
+"""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from uniovseg.config import Config
+from uniovseg.data.regions import region_cells
+from uniovseg.data.views import fit_view, render
+from uniovseg.methods.base import Method
+from uniovseg.models.clip import Clip, ClipConfig
+from uniovseg.models.feature_adapter import FeatureAdapter
+from uniovseg.models.mask_decoder import MaskEmbeddings, mask_logits
+from uniovseg.models.mask_generator import MaskGenerator, MaskGeneratorConfig
+from uniovseg.models.pixel_decoder import PixelFeatures
+from uniovseg.models.text_classifier import TEMPLATES, TextClassifier, build_text_classifier
+from uniovseg.ops.points import grid_points
+from uniovseg.ops.run_length import RunLengthMasks
+from uniovseg.postprocess import ProposalConfig, filter_proposals
+from uniovseg.records import Prediction, View, Vocabulary
+
+VOCABULARIES_KEPT = 32
+"""Vocabularies whose text embeddings a method remembers."""
+
+
+class RegionConfig(Config):
+    """How masks are named."""
+
+    sizes: tuple[int, ...] = Field((1024,), min_length=1, description="canvas sides at which the CLIP sees the image, pixels; scores are averaged")
+    templates: str = Field("vild14", pattern=f"^({'|'.join(TEMPLATES)})$", description=f"prompt templates of a word: {', '.join(TEMPLATES)}")
+
+
+class PromptableConfig(Config):
+    """The model that stage 1 and stage 2 share."""
+
+    clip: ClipConfig = Field(ClipConfig(), description="the frozen CLIP")
+    generator: MaskGeneratorConfig = Field(MaskGeneratorConfig(), description="pixel decoder, prompt encoder, mask decoder")
+    proposals: ProposalConfig = Field(ProposalConfig(), description="filtering of the grid's masks at test time")
+    regions: RegionConfig = Field(RegionConfig(), description="naming of masks")
+    size: int = Field(1024, ge=64, multiple_of=32, description="side of the square canvas at test time, pixels")
+    test_points_per_side: int = Field(20, ge=1, description="grid of point prompts of `everything`, points a side")
+    prompts_per_call: int = Field(100, ge=1, description="prompts decoded together at test time")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedImage:
+    """An image ready for prompts.
+
+    Attributes:
+        image: [H, W, 3] uint8 RGB, as given.
+        pixel: pixel features of the canvas (batch of 1).
+        view: the canvas on the image.
+        dense: the CLIP's last maps by canvas side, each [C, s/32, s/32] with its view; filled when a mask is first named.
+    """
+
+    image: NDArray[np.uint8]
+    pixel: PixelFeatures
+    view: View
+    dense: dict[int, tuple[Tensor, View]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the image in pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+class PromptableSegmenter(Method):
+    """A frozen CLIP and a mask generator, with a feature adapter or without.
+
+    Args:
+        config: sizes and thresholds at test time.
+        clip: the frozen CLIP.
+        generator: pixel decoder, prompt encoder and mask decoder.
+        adapter: corrects the CLIP's last map where masks are named; None: the CLIP as it is.
+    """
+
+    frozen: ClassVar[tuple[str, ...]] = ("clip",)
+
+    def __init__(self, config: PromptableConfig, clip: Clip, generator: MaskGenerator, adapter: FeatureAdapter | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = clip
+        self.generator = generator
+        self.adapter = adapter
+        self._classifiers: OrderedDict[str, TextClassifier] = OrderedDict()
+
+    def pixel_features(self, images: Tensor) -> PixelFeatures:
+        """The pixel decoder's output for [B, 3, H, W] RGB images in 0..255; no gradient reaches the CLIP."""
+        with torch.no_grad():
+            features = self.clip.features(images)
+        pixel: PixelFeatures = self.generator.pixel_decoder(features)
+        return pixel
+
+    def dense_features(self, images: Tensor) -> Tensor:
+        """The last CLIP map that regions are pooled from, adapted where there is an adapter: [B, C, H/32, W/32]."""
+        if self.adapter is None:
+            with torch.no_grad():
+                return self.clip.features(images).res5
+        dense: Tensor = self.adapter(self.clip, images, self.generator.pixel_decoder)
+        return dense
+
+    @torch.no_grad()
+    def embed(self, image: NDArray[np.uint8]) -> EmbeddedImage:
+        """Pixel features of an RGB image [H, W, 3]: its longer side scaled to the canvas, padded right and below with 128."""
+        canvas, view = self._canvas(image, self.config.size)
+        return EmbeddedImage(image, self.pixel_features(canvas), view)
+
+    @torch.no_grad()
+    def embed_points(self, embedded: EmbeddedImage, points_xy: Tensor) -> MaskEmbeddings:
+        """What single points [Q, 2] in source pixels decode to, before any mask is made: embeddings [Q, M, C], predicted IoU [Q, M] in [0, 1]."""
+        last = self.generator.embed_points(embedded.pixel, embedded.view.to_view(points_xy)[None])[-1]
+        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0])
+
+    @torch.no_grad()
+    def embed_point_set(self, embedded: EmbeddedImage, points_xy: Tensor, labels: Tensor) -> MaskEmbeddings:
+        """The one mask of a set of points [P, 2] in source pixels with labels [P] (1 inside, 0 outside): embeddings [1, 1, C], IoU [1, 1]."""
+        points = embedded.view.to_view(points_xy)[None, None]
+        last = self.generator.embed_point_sets(embedded.pixel, points, labels[None, None])[-1]
+        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0])
+
+    @torch.no_grad()
+    def embed_boxes(self, embedded: EmbeddedImage, boxes_xyxy: Tensor) -> MaskEmbeddings:
+        """The one mask of each box [Q, 4] in source pixels: embeddings [Q, 1, C], IoU [Q, 1]."""
+        boxes = embedded.view.to_view(boxes_xyxy.reshape(-1, 2, 2)).reshape(1, -1, 4)
+        last = self.generator.embed_boxes(embedded.pixel, boxes)[-1]
+        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0])
+
+    @torch.no_grad()
+    def mask_logits(self, embedded: EmbeddedImage, embeddings: Tensor) -> Tensor:
+        """Logits [k, h, w] at stride 4 of the canvas, of mask embeddings [k, C]."""
+        return mask_logits(embeddings[None], self.generator.mask_decoder.features(embedded.pixel))[0]
+
+    @torch.no_grad()
+    def propose(self, embedded: EmbeddedImage, points_per_side: int | None = None) -> Prediction:
+        """Masks of everything: a grid of points, cut by predicted IoU before any mask is made, then inner-NMS, then source resolution."""
+        height, width = embedded.size
+        points = grid_points(points_per_side or self.config.test_points_per_side, torch.tensor([0, 0, width, height])).to(self.device)
+        decoded = [self.embed_points(embedded, chunk) for chunk in points.split(self.config.prompts_per_call)]
+        kept = [part.iou_probs >= self.config.proposals.min_predicted_iou for part in decoded]
+        embeddings = torch.cat([part.embeddings[chosen] for part, chosen in zip(decoded, kept, strict=True)])
+        ious = torch.cat([part.iou_probs[chosen] for part, chosen in zip(decoded, kept, strict=True)])
+        logits = self.mask_logits(embedded, embeddings)
+        masks, quality = filter_proposals(self.config.proposals, logits, ious, embedded.view, embedded.size)
+        return Prediction(masks=masks, quality=quality, class_scores=torch.zeros(len(masks), 0))
+
+    @torch.no_grad()
+    def classify(self, embedded: EmbeddedImage, masks: RunLengthMasks, vocabulary: Vocabulary) -> Tensor:
+        """Class probabilities [n, C] of masks at source resolution: the softmax over classes, averaged over ``regions.sizes`` (method: Eq. 7)."""
+        classifier = self.classifier(vocabulary)
+        scores = [classifier.scores(region) for region in self.region_embeddings(embedded, masks)]
+        return torch.stack(scores).mean(0).cpu()
+
+    @torch.no_grad()
+    def region_embeddings(self, embedded: EmbeddedImage, masks: RunLengthMasks) -> list[Tensor]:
+        """Unit embeddings [n, D] of masks at source resolution, for each of ``regions.sizes``."""
+        embeddings = []
+        for size in self.config.regions.sizes:
+            if size not in embedded.dense:
+                canvas, view = self._canvas(embedded.image, size)
+                embedded.dense[size] = self.dense_features(canvas)[0], view
+            dense, view = embedded.dense[size]
+            cells = region_cells(masks, view, (dense.shape[1], dense.shape[2])).to(dense.device)
+            embeddings.append(self.clip.embed_regions(dense, cells))
+        return embeddings
+
+    def classifier(self, vocabulary: Vocabulary) -> TextClassifier:
+        """The vocabulary's text embeddings, remembered by its fingerprint."""
+        key = vocabulary.fingerprint
+        if key not in self._classifiers:
+            self._classifiers[key] = build_text_classifier(self.clip, vocabulary, TEMPLATES[self.config.regions.templates])
+            while len(self._classifiers) > VOCABULARIES_KEPT:
+                self._classifiers.popitem(last=False)
+        self._classifiers.move_to_end(key)
+        return self._classifiers[key]
+
+    def predict(self, images: Sequence[NDArray[np.uint8]], vocabulary: Vocabulary | None = None) -> list[Prediction]:
+        """Masks of everything in each RGB image [H, W, 3], named where a vocabulary is given."""
+        return [self._predict(self.embed(image), vocabulary) for image in images]
+
+    def _predict(self, embedded: EmbeddedImage, vocabulary: Vocabulary | None) -> Prediction:
+        proposals = self.propose(embedded)
+        if vocabulary is None:
+            return proposals
+        return dataclasses.replace(proposals, class_scores=self.classify(embedded, proposals.masks, vocabulary))
+
+    def _canvas(self, image: NDArray[np.uint8], size: int) -> tuple[Tensor, View]:
+        """The image on a square canvas [1, 3, size, size]: its longer side scaled to it, padded right and below with 128."""
+        view = fit_view(size, image.shape[0], image.shape[1])
+        return torch.from_numpy(render(image, view)).to(self.device)[None], view
