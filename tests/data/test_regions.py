@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from uniovseg.data.regions import region_cells
+from uniovseg.data.regions import cell_coverage, region_cells, vanishes
 from uniovseg.data.views import fit_view
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import View
@@ -26,6 +26,9 @@ def test_cells_are_those_covered_by_half() -> None:
     assert 10 < seen.sum() < 40
     assert torch.equal(cells[seen], covered[seen])
     assert (cells[~seen].flatten(1).sum(1) == 1).all()
+    coverage = cell_coverage(RunLengthMasks.from_dense(dense), fit_view(256, 64, 64), (8, 8))
+    assert torch.equal(coverage, F.avg_pool2d(dense.float()[:, None], 8)[:, 0])
+    assert torch.equal(vanishes(coverage), ~seen)
 
 
 def test_a_mask_that_vanishes_takes_the_cell_it_covers_most() -> None:

@@ -11,10 +11,7 @@ SAMPLES = 8
 
 
 def region_cells(masks: RunLengthMasks, view: View, size: tuple[int, int]) -> Tensor:
-    """The cells that each mask covers by at least half.
-
-    Coverage is counted at 8 x 8 points of a cell, each the value of the binary mask's pixel under it. A mask that covers no cell by half
-    takes the one cell that it covers most, or where no point fell on it, the cell under the centre of its box: no region is ever empty.
+    """The cells that each mask covers by at least half; see `cell_coverage` and `covered_cells`.
 
     Args:
         masks: n binary masks at source resolution.
@@ -23,14 +20,36 @@ def region_cells(masks: RunLengthMasks, view: View, size: tuple[int, int]) -> Te
 
     Returns:
         [n, h, w] bool, at least one cell of each mask true.
+    """
+    return covered_cells(cell_coverage(masks, view, size), masks, view)
 
-    Differs: the author's files resize mask logits to the feature map, and a mask that vanishes there pools to zeros.
+
+def cell_coverage(masks: RunLengthMasks, view: View, size: tuple[int, int]) -> Tensor:
+    """[n, h, w] float32, the share of each cell of a feature map (h, w) that each mask covers.
+
+    It is counted at 8 x 8 points of a cell, each the value of the binary mask's pixel under it.
     """
     height, width = size
     values = masks.sample(view.cell_centres(height * SAMPLES, width * SAMPLES, masks.ends.device))
-    coverage = values.view(-1, height, SAMPLES, width, SAMPLES).float().mean(dim=(2, 4))
+    return values.view(-1, height, SAMPLES, width, SAMPLES).float().mean(dim=(2, 4))
+
+
+def vanishes(coverage: Tensor) -> Tensor:
+    """[n] bool: masks that cover no cell by half, from their `cell_coverage`."""
+    return ~(coverage >= 0.5).flatten(1).any(1)
+
+
+def covered_cells(coverage: Tensor, masks: RunLengthMasks, view: View) -> Tensor:
+    """The cells [n, h, w] bool that masks cover by at least half, from their `cell_coverage`.
+
+    A mask that covers no cell by half takes the one cell that it covers most, or where no point fell on it, the cell under the centre of its box: no
+    region is ever empty.
+
+    Differs: the author's files resize mask logits to the feature map, and a mask that vanishes there pools to zeros.
+    """
+    height, width = coverage.shape[1:]
     cells = coverage >= 0.5
-    lost = torch.nonzero(~cells.flatten(1).any(1)).flatten()
+    lost = torch.nonzero(vanishes(coverage)).flatten()
     if len(lost):
         boxes = masks.select(lost).boxes_xyxy().float()
         centres = view.to_view((boxes[:, :2] + boxes[:, 2:]) / 2)
