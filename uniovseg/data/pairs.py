@@ -1,0 +1,87 @@
+"""Pairs of a mask and an entity: how they are stored, and how they become training samples of stage 2."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from uniovseg.data.images import decode_image
+from uniovseg.data.views import ViewConfig, colour_jitter, draw_view, render, source_window
+from uniovseg.errors import DataError
+from uniovseg.ops.run_length import RunLengthMasks
+from uniovseg.records import ImagePairs, PairBatch, PairSample
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image", pa.large_binary()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("counts", pa.list_(pa.binary())),
+        ("quality", pa.list_(pa.float32())),
+        ("entities", pa.list_(pa.string())),
+        ("sizes", pa.list_(pa.int32())),
+        ("costs", pa.list_(pa.float32())),
+        ("pairs", pa.list_(pa.int64())),
+        ("pair_costs", pa.list_(pa.float32())),
+    ]
+)
+"""One row an image. ``costs`` and ``pairs`` are flattened, last dimension fastest."""
+
+
+def to_table(records: Sequence[ImagePairs]) -> pa.Table:
+    """Records as an Arrow table of `SCHEMA`."""
+    flat = ("quality", "costs", "pairs", "pair_costs")
+    columns = {name: [getattr(record, name) for record in records] for name in SCHEMA.names if name not in flat}
+    columns |= {name: [getattr(record, name).reshape(-1) for record in records] for name in flat}
+    return pa.table(columns, schema=SCHEMA)
+
+
+def to_record(table: pa.Table, row: int) -> ImagePairs:
+    """One row of a table of `SCHEMA`."""
+    cells = {name: table.column(name)[row].as_py() for name in SCHEMA.names}
+    counts, entities, sizes = (tuple(cells[name]) for name in ("counts", "entities", "sizes"))
+    return ImagePairs(
+        key=cells["key"],
+        image=cells["image"],
+        height=cells["height"],
+        width=cells["width"],
+        counts=counts,
+        quality=np.array(cells["quality"], np.float32),
+        entities=entities,
+        sizes=sizes,
+        costs=np.array(cells["costs"], np.float32).reshape(len(sizes), len(counts), len(entities)),
+        pairs=np.array(cells["pairs"], np.int64).reshape(-1, 2),
+        pair_costs=np.array(cells["pair_costs"], np.float32),
+    )
+
+
+def make_pair_sample(record: ImagePairs, view_config: ViewConfig, seed: int) -> PairSample:
+    """Draw a view of a record and keep the pairs whose mask can be seen in it, in the record's order.
+
+    Raises DataError when the image or a mask cannot be read.
+    """
+    rng = np.random.default_rng(seed)
+    pixels = decode_image(record.image)
+    if pixels.shape[:2] != (record.height, record.width):
+        raise DataError("the image is not of the size of its masks", seen=pixels.shape[:2], allowed=(record.height, record.width))
+    view = draw_view(view_config, record.height, record.width, rng)
+    image = render(pixels, view)
+    if view_config.colour_jitter:
+        image = colour_jitter(image, rng)
+    masks = RunLengthMasks.from_counts([record.counts[mask] for mask, _ in record.pairs], (record.height, record.width))
+    seen = np.flatnonzero(masks.visible(source_window(view))[0].numpy())
+    entities = tuple(record.entities[record.pairs[pair, 1]] for pair in seen)
+    return PairSample(key=record.key, image=image, view=view, masks=masks.select(torch.from_numpy(seen)), entities=entities)
+
+
+def collate(samples: Sequence[PairSample]) -> PairBatch:
+    """Stack samples of one view size."""
+    return PairBatch(
+        keys=tuple(sample.key for sample in samples),
+        images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+        views=tuple(sample.view for sample in samples),
+        masks=tuple(sample.masks for sample in samples),
+        entities=tuple(sample.entities for sample in samples),
+    )
