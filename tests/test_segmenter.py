@@ -13,7 +13,7 @@ import uniovseg
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
-from uniovseg.errors import CheckpointError, DataError
+from uniovseg.errors import CheckpointError, ConfigError, DataError
 from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig
 from uniovseg.models.clip import CHECKPOINT
 from uniovseg.postprocess import ProposalConfig
@@ -172,6 +172,17 @@ def test_a_checkpoint_gives_the_method_back(tiny_method: MaskGeneration, image: 
     loaded = Segmenter.load(tmp_path)
     assert not loaded.method.training
     assert loaded.points(image, [(10, 20), (50, 30)]) == Segmenter(tiny_method).points(image, [(10, 20), (50, 30)])
+
+
+def test_settings_of_a_checkpoint_can_be_changed(tiny_method: MaskGeneration, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, info_of(tiny_method.config), tiny_method.state())
+    changed = Segmenter.load(tmp_path, changes={"size": 96, "proposals": {"max_proposals": 7}}).method.config
+    assert (changed.size, changed.proposals.max_proposals) == (96, 7)
+    assert changed.generator == tiny_method.config.generator
+    with pytest.raises(ConfigError, match="sizes"):
+        Segmenter.load(tmp_path, changes={"sizes": 96})
+    with pytest.raises(CheckpointError):
+        Segmenter.load(tmp_path, changes={"generator": {"dim": 64}})
 
 
 def test_a_checkpoint_may_hold_the_clip(tiny_method: MaskGeneration, image: NDArray[np.uint8], tmp_path: Path) -> None:

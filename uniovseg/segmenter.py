@@ -5,7 +5,7 @@
 >>> segmenter.points(image, [(40, 60)])[0].predicted_iou
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from uniovseg import checkpoint
-from uniovseg.config import validate
+from uniovseg.config import merge, validate
 from uniovseg.data.images import decode_image
 from uniovseg.errors import CheckpointError, DataError
 from uniovseg.methods.catalog import METHODS
@@ -62,20 +62,24 @@ class Segmenter:
         self.method = method
 
     @classmethod
-    def load(cls, uri: str | Path = "shapes", device: str = "cpu") -> "Segmenter":
+    def load(cls, uri: str | Path = "shapes", device: str = "cpu", changes: Mapping[str, Any] | None = None) -> "Segmenter":
         """Load a checkpoint.
 
         Args:
             uri: a checkpoint folder (local path or s3://), or ``"shapes"`` for the model of the shapes world that comes with the package.
             device: torch device.
+            changes: settings of the method that differ from the checkpoint's, such as ``{"size": 896}``; those that shape its weights must not.
 
         Raises:
-            CheckpointError: there is no checkpoint, or it is not one of a promptable method.
+            CheckpointError: there is no checkpoint, or it is not one of a promptable method, or its weights do not fit the changes.
+            ConfigError: a change is no setting of the method.
         """
         with checkpoint.opened(uri) as folder:
-            method = load_method(folder)
+            method = load_method(folder, changes)
         if not isinstance(method, PromptableSegmenter):
-            raise CheckpointError("the checkpoint's method takes no prompts", seen=type(method).__name__, allowed="a checkpoint of stage 1 or stage 2")
+            raise CheckpointError(
+                "the checkpoint's method takes no prompts", seen=type(method).__name__, allowed="a checkpoint of stage 1 or stage 2"
+            )
         return cls(method.to(device).eval())
 
     def embed(self, image: ImageLike) -> EmbeddedImage:
@@ -137,14 +141,14 @@ def masks_of(segments: Sequence[Segment], embedded: EmbeddedImage) -> RunLengthM
     return RunLengthMasks.from_coco([segment.rle for segment in segments], embedded.size)
 
 
-def load_method(folder: Path) -> PromptableSegmenter:
-    """Rebuild the method of a checkpoint folder and load its weights; evaluation mode, on the CPU."""
+def load_method(folder: Path, changes: Mapping[str, Any] | None = None) -> PromptableSegmenter:
+    """Rebuild the method of a checkpoint folder, with changed settings where given, and load its weights; evaluation mode, on the CPU."""
     info = checkpoint.read_info(folder)
     name = info.method.get("name")
     if name not in METHODS:
         raise CheckpointError("the checkpoint is of an unknown method", seen=name, allowed=", ".join(METHODS))
     entry = METHODS[str(name)]
-    method = entry.build(validate(entry.config_type, info.method), 0)
+    method = entry.build(validate(entry.config_type, merge(info.method, dict(changes or {}))), 0)
     state = checkpoint.read_weights(folder)
     expected = set(method.state())
     if info.method.get("clip", {}).get("weights") == CHECKPOINT:
