@@ -88,6 +88,19 @@ def test_project_takes_any_leading_shape(clip: Clip) -> None:
         torch.testing.assert_close(found[1, 3], clip.project(pooled[1, 3][None])[0], atol=1e-5, rtol=1e-5)
 
 
+def test_regions_are_means_over_their_cells(clip: Clip, images: torch.Tensor) -> None:
+    with torch.no_grad():
+        dense = clip.features(images).res5[0]
+        cells = torch.zeros(2, *dense.shape[1:], dtype=torch.bool)
+        cells[0] = True
+        cells[1, 1, 2] = True
+        found = clip.embed_regions(dense, cells)
+        whole = F.normalize(clip.encode_image(images)[0], dim=-1)
+        assert clip.embed_regions(dense, cells[:0]).shape == (0, clip.embed_dim)
+        single = F.normalize(clip.project(dense[:, 1, 2][None]), dim=-1)[0]
+    torch.testing.assert_close(found, torch.stack([whole, single]), atol=1e-5, rtol=1e-5)
+
+
 def test_frozen_and_scale(clip: Clip) -> None:
     assert not clip.training
     assert not any(parameter.requires_grad for parameter in clip.parameters())

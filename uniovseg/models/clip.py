@@ -136,6 +136,8 @@ class Clip(nn.Module):
         Returns:
             [n, D] float32 unit vectors.
         """
+        if not len(cells):
+            return dense.new_zeros(0, self.embed_dim, dtype=torch.float32)
         weights = cells.flatten(1).to(dense.dtype)
         pooled = weights @ dense.flatten(1).T / weights.sum(1, keepdim=True)
         return F.normalize(self.project(pooled).float(), dim=-1)
