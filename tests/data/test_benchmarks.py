@@ -2,13 +2,24 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from uniovseg.data.benchmarks import BENCHMARKS, CITYSCAPES_IDS, UNLABELLED, LabelFolder, PanopticFiles, open_benchmark, open_panoptic
+from uniovseg.data.benchmarks import (
+    BENCHMARKS,
+    CITYSCAPES_IDS,
+    UNLABELLED,
+    LabelFolder,
+    PanopticFiles,
+    as_semantic,
+    open_benchmark,
+    open_panoptic,
+    read_image,
+)
 from uniovseg.data.images import decode_image
 from uniovseg.data.label_maps import encode_labels
 from uniovseg.data.panoptic import encode_ids
@@ -143,11 +154,14 @@ def test_the_shapes_world(tmp_path: Path) -> None:
     samples = list(found.panoptic())
     assert len(samples) == 2
     for sample, labels in zip(samples, found.semantic(), strict=True):
+        assert np.array_equal(as_semantic(sample).labels, labels.labels)
         for segment in sample.truth.segments:
             mask = sample.truth.ids == segment.id
             assert mask.sum() == segment.area
             assert set(labels.labels[mask]) == {segment.class_index}
-        assert pixels(sample.image) == (96, 96)
+        assert read_image(sample).shape == read_image(labels).shape == (96, 96, 3)
+    with pytest.raises(DataError, match="1: the ground truth is of another size than the image"):
+        read_image(replace(labels, labels=labels.labels[:50]))
 
 
 def test_what_is_missing_is_said_with_the_layout_and_what_to_do(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from uniovseg.evaluation.mask_classification import (
     classify_image,
     classify_masks,
     subsets,
-    truth_masks,
 )
+from uniovseg.evaluation.true_masks import truth_masks
 from uniovseg.models.clip import Clip, ClipConfig, load_clip
 from uniovseg.models.text_classifier import TEMPLATES, TextClassifier, build_text_classifier
 from uniovseg.ops.run_length import RunLengthMasks

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from uniovseg import storage
 from uniovseg.config import nearest
+from uniovseg.data.images import decode_image
 from uniovseg.data.label_maps import decode_labels
 from uniovseg.data.panoptic import PanopticEntry, category_indices, decode_ids, read_entries, semantic_truth, truth_of
 from uniovseg.data.vocabulary import load_vocabulary
@@ -245,6 +246,23 @@ class PanopticSample:
     key: str
     image: Location
     truth: PanopticTruth
+
+
+def as_semantic(sample: PanopticSample) -> SemanticSample:
+    """The classes of a panoptic ground truth, crowds included, as a label map."""
+    return SemanticSample(key=sample.key, image=sample.image, labels=semantic_truth(sample.truth, UNLABELLED))
+
+
+def read_image(sample: SemanticSample | PanopticSample) -> NDArray[np.uint8]:
+    """The image [H, W, 3] uint8 RGB of a sample. Raises DataError naming it when it cannot be decoded or is not of the ground truth's size."""
+    try:
+        image = decode_image(storage.read_bytes(sample.image))
+    except DataError as error:
+        raise DataError(f"{sample.key}: {error}", seen=sample.image.uri) from error
+    size = (sample.labels if isinstance(sample, SemanticSample) else sample.truth.ids).shape
+    if image.shape[:2] != size:
+        raise DataError(f"{sample.key}: the ground truth is of another size than the image", seen=size, allowed=image.shape[:2])
+    return image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,18 +17,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from uniovseg import storage
 from uniovseg.config import Config
-from uniovseg.data.benchmarks import PanopticSample
-from uniovseg.data.images import decode_image
+from uniovseg.data.benchmarks import PanopticSample, read_image
 from uniovseg.data.regions import cell_coverage, covered_cells, vanishes
 from uniovseg.data.views import fit_view, render
-from uniovseg.errors import DataError
+from uniovseg.evaluation.true_masks import truth_masks
 from uniovseg.metrics import figure, mean_present
 from uniovseg.models.clip import Clip
 from uniovseg.models.text_classifier import TEMPLATES, TextClassifier, build_text_classifier
 from uniovseg.ops.run_length import RunLengthMasks
-from uniovseg.records import PanopticTruth, Vocabulary
+from uniovseg.records import Vocabulary
 
 Counts = NDArray[np.int64]
 
@@ -102,16 +100,6 @@ class MaskClassificationScore:
         return {"subsets": rows, "vanished": vanished, "masks": masks, "images": self.images}
 
 
-def truth_masks(truth: PanopticTruth) -> tuple[RunLengthMasks, Counts]:
-    """The segments that are no crowds and have pixels, as n masks, with their class indices [n]."""
-    present = set(np.unique(truth.ids).tolist())
-    kept = [segment for segment in truth.segments if not segment.is_crowd and segment.id in present]
-    if not kept:
-        return RunLengthMasks.empty((truth.ids.shape[0], truth.ids.shape[1])), np.zeros(0, np.int64)
-    dense = np.stack([truth.ids == segment.id for segment in kept])
-    return RunLengthMasks.from_dense(torch.from_numpy(dense)), np.array([segment.class_index for segment in kept], np.int64)
-
-
 @torch.no_grad()
 def mask_probs(clip: Clip, classifier: TextClassifier, image: NDArray[np.uint8], masks: RunLengthMasks, size: int) -> tuple[Tensor, int]:
     """Class probabilities [n, C] of masks of an RGB image seen at one canvas size, and how many masks vanish on its feature grid."""
@@ -126,9 +114,7 @@ def mask_probs(clip: Clip, classifier: TextClassifier, image: NDArray[np.uint8],
 def classify_image(clip: Clip, classifier: TextClassifier, sample: PanopticSample, sizes: tuple[int, ...]) -> MaskClassificationScore:
     """The score of one image. Raises DataError when image and ground truth differ in size, or the image cannot be read."""
     zero = MaskClassificationScore.zero(sizes, len(classifier))
-    image = decode_image(storage.read_bytes(sample.image))
-    if image.shape[:2] != sample.truth.ids.shape:
-        raise DataError(f"{sample.key}: the ground truth is of another size than the image", seen=sample.truth.ids.shape, allowed=image.shape[:2])
+    image = read_image(sample)
     masks, classes = truth_masks(sample.truth)
     if len(masks) == 0:
         return replace(zero, images=1)

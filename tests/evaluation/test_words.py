@@ -1,0 +1,113 @@
+"""Open-vocabulary evaluation: a method that knows the answer scores 1, and one with faults scores what a confusion matrix and panopticapi's rules give."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from uniovseg.data.benchmarks import UNLABELLED, LabelledSet, PanopticSample, as_semantic, open_benchmark, read_image
+from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
+from uniovseg.data.shapes_sets import write_panoptic
+from uniovseg.evaluation.true_masks import predict_true_masks, truth_masks
+from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
+from uniovseg.methods.base import Method
+from uniovseg.methods.mask_generation import MaskGeneration
+from uniovseg.metrics import PanopticScore, SemanticScore
+from uniovseg.open_vocabulary import UNKNOWN, SegmentationConfig
+from uniovseg.records import Prediction, Vocabulary
+
+CONFIG = SegmentationConfig()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> LabelledSet:
+    folder = tmp_path_factory.mktemp("shapes")
+    scene = SceneConfig(size=96)
+    write_panoptic((draw_scene(scene, scene_rng(0, 9, index), held_out=True) for index in range(4)), folder / "evaluation", scene)
+    return open_benchmark("shapes", str(folder))
+
+
+class Oracle(Method):
+    """Answers with the ground truth, except that segments of the `confused` classes get the class after theirs."""
+
+    def __init__(self, samples: Sequence[PanopticSample], confused: set[int]) -> None:
+        super().__init__()
+        self.samples = samples
+        self.confused = confused
+
+    def predict(self, images: Sequence[NDArray[np.uint8]], vocabulary: Vocabulary | None = None) -> list[Prediction]:
+        assert vocabulary is not None
+        predictions = []
+        for image in images:
+            (sample,) = [sample for sample in self.samples if np.array_equal(read_image(sample), image)]
+            masks, classes = truth_masks(sample.truth)
+            scores = torch.full((len(masks), len(vocabulary)), 1e-4)
+            scores[range(len(masks)), [index + (index in self.confused) for index in classes.tolist()]] = 0.9
+            predictions.append(Prediction(masks=masks, quality=torch.ones(len(masks)), class_scores=scores))
+        return predictions
+
+
+def test_the_truth_scores_1(world: LabelledSet) -> None:
+    method = Oracle(list(world.panoptic()), set())
+    classes = len(world.vocabulary)
+    semantic = sum((item.score for item in evaluate_semantic(method, world.semantic(), world.vocabulary, CONFIG)), SemanticScore.zero(classes))
+    panoptic = sum((item.score for item in evaluate_panoptic(method, world.panoptic(), world.vocabulary, CONFIG)), PanopticScore.zero(classes))
+    assert (semantic.miou(), semantic.images, panoptic.images) == (1, 4, 4)
+    assert panoptic.quality()[:3] == (1, 1, 1)
+
+
+def test_a_class_taken_for_another_scores_as_counted_by_hand(world: LabelledSet) -> None:
+    samples = list(world.panoptic())
+    present = sorted({segment.class_index for sample in samples for segment in sample.truth.segments})
+    confused = {next(index for index in present if index + 1 not in present and index < 255)}
+    method = Oracle(samples, confused)
+    (wrong,) = confused
+    classes = len(world.vocabulary)
+    results = list(evaluate_semantic(method, world.semantic(), world.vocabulary, CONFIG))
+    score = sum((item.score for item in results), SemanticScore.zero(classes))
+    assert score.miou() == pytest.approx((len(present) - 1) / len(present))
+    assert score.predicted[wrong + 1] == score.truth[wrong] > 0
+    for result, sample in zip(results, samples, strict=True):
+        expected = np.where(as_semantic(sample).labels == wrong, wrong + 1, as_semantic(sample).labels)
+        labelled = as_semantic(sample).labels != UNLABELLED
+        assert np.array_equal(result.predicted[labelled], expected[labelled])
+        assert np.array_equal(result.image, read_image(sample))
+    found = sum((item.score for item in evaluate_panoptic(method, samples, world.vocabulary, CONFIG)), PanopticScore.zero(classes))
+    assert found.quality().pq == pytest.approx((len(present) - 1) / (len(present) + 1))  # the class taken for it occurs too
+    assert found.missed[wrong] == found.wrong[wrong + 1] > 0
+
+
+def test_a_pixel_left_unnamed_is_compared_as_one_of_no_class() -> None:
+    assert UNKNOWN == UNLABELLED
+
+
+def test_unnamed_masks_are_wrong_and_claim_nothing(world: LabelledSet) -> None:
+    samples = list(world.panoptic())
+    config = SegmentationConfig(unknown_below=0.95)
+    (result, *_) = evaluate_semantic(Oracle(samples, set()), world.semantic(), world.vocabulary, config)
+    assert (result.predicted == UNKNOWN).all()
+    assert (result.score.predicted.sum(), result.score.miou()) == (0, 0)
+
+
+def test_true_masks_get_the_methods_own_words(tiny_method: MaskGeneration, world: LabelledSet) -> None:
+    sample = next(world.panoptic())
+    prediction = predict_true_masks(tiny_method, sample, world.vocabulary)
+    masks, _ = truth_masks(sample.truth)
+    assert prediction.masks == masks
+    assert prediction.quality.tolist() == [1.0] * len(masks)
+    torch.testing.assert_close(prediction.class_scores.sum(1), torch.ones(len(masks)))
+    expected = tiny_method.classify(tiny_method.embed(read_image(sample)), masks, world.vocabulary)
+    assert torch.equal(prediction.class_scores, expected)
+    nothing = PanopticSample(key="x", image=sample.image, truth=type(sample.truth)(sample.truth.ids, ()))
+    assert predict_true_masks(tiny_method, nothing, world.vocabulary).class_scores.shape == (0, len(world.vocabulary))
+
+
+def test_a_model_is_evaluated_end_to_end(tiny_method: MaskGeneration, world: LabelledSet) -> None:
+    items = world.items[:2]
+    semantic = list(evaluate_semantic(tiny_method, world.semantic(items), world.vocabulary, CONFIG))
+    panoptic = list(evaluate_panoptic(tiny_method, world.panoptic(items), world.vocabulary, CONFIG))
+    assert [item.sample.key for item in semantic] == [item.sample.key for item in panoptic] == ["0", "1"]
+    assert all(item.predicted.shape == (96, 96) for item in semantic)
+    assert all(item.predicted.ids.shape == (96, 96) for item in panoptic)
