@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.sa1b_samples import make_record
-from uniovseg.data.shards import MANIFEST, SCHEMA, Manifest, ShardSet, masks_of, rejects_table, to_record, to_table
+from uniovseg.data.shards import MANIFEST, SCHEMA, Contents, Manifest, ShardSet, contents_of, rejects_table, to_record, to_table
 from uniovseg.errors import DataError
 from uniovseg.records import ImageMasks, Rejected
 from uniovseg.runtime.shards import PartRange, write_manifest, write_part
@@ -37,9 +37,9 @@ def test_rows_are_records_again() -> None:
         assert (found.height, found.width) == (record.height, record.width)
         assert found.predicted_iou == pytest.approx(record.predicted_iou, abs=1e-7)  # stored as float32
         assert found.stability_score == pytest.approx(record.stability_score, abs=1e-7)
-    assert masks_of(table) == 21
-    assert masks_of(table.slice(0, 0)) == 0
-    assert masks_of(table.slice(1, 2)) == 6
+    assert contents_of(table) == Contents(masks=21)
+    assert contents_of(table.slice(0, 0)) == Contents()
+    assert contents_of(table.slice(1, 2)).masks == 6
 
 
 def test_scores_that_the_source_lacks_stay_unknown() -> None:

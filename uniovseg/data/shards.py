@@ -1,14 +1,14 @@
-"""Image-mask shard sets: Parquet files and the manifest that says which of them count.
+"""Shard sets: Parquet files of records and the manifest that says which of them count. Here too: how image-mask records are stored.
 
 Readers trust only the manifest, which is written last; a folder without one is not a shard set. JPEG bytes and run lengths are stored as they came.
-Row groups are small, so that the plan of samples can shuffle them and a rank reads little that it does not need.
+Other records are stored by modules of their own (`uniovseg.data.entities`, `uniovseg.data.pairs`), in sets of the same kind. Row groups are small,
+so that the plan of samples can shuffle them and a rank reads little that it does not need.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
@@ -18,6 +18,8 @@ from uniovseg.config import Config
 from uniovseg.errors import DataError
 from uniovseg.records import ImageMasks, Rejected
 from uniovseg.storage import Location
+
+RecordT = TypeVar("RecordT")
 
 MANIFEST = "manifest.json"
 
@@ -45,13 +47,35 @@ class ShardInfo(Config):
     bytes: int = Field(..., ge=0, description="size of the file")
 
 
-class Manifest(Config):
+class ModelUse(Config):
+    """What a language model was asked for a shard set, and what that took."""
+
+    model: str = Field(..., description="name of the model, as its endpoint knows it")
+    prompt: str = Field(..., description="name of the prompt file")
+    prompt_hash: str = Field(..., description="hash of the prompt file")
+    replies: int = Field(0, ge=0, description="replies that were read, bad ones too; also those of an earlier run, from the cache")
+    bad_replies: int = Field(0, ge=0, description="replies that were not what was asked for")
+    prompt_tokens: int = Field(0, ge=0, description="tokens of all requests that were replied to")
+    completion_tokens: int = Field(0, ge=0, description="tokens of all replies")
+    cost: float = Field(0.0, ge=0, description="of these tokens at the prices that were given, US dollars")
+
+
+class Contents(Config):
+    """What rows hold, counted; 0 in sets without such things."""
+
+    masks: int = Field(0, ge=0, description="masks in all rows")
+    entities: int = Field(0, ge=0, description="entities in all rows")
+    pairs: int = Field(0, ge=0, description="pairs of a mask and an entity in all rows")
+
+
+class Manifest(Contents):
     """What a shard set holds."""
 
     format: Literal[1] = Field(1, description="version of the layout")
     shards: tuple[ShardInfo, ...] = Field(..., description="the files, in order")
     samples: int = Field(..., ge=0, description="rows in all files")
-    masks: int = Field(..., ge=0, description="masks in all rows")
+    settings: dict[str, str] = Field({}, description="settings that the rows depend on")
+    models: dict[str, ModelUse] = Field({}, description="language models that were asked, by what for")
     sources: tuple[str, ...] = Field(..., description="what was ingested")
     rejects: dict[str, int] = Field(..., description="rejected samples by reason")
     rejects_file: str | None = Field(None, description="Parquet file of the rejected samples, below the shard set")
@@ -130,14 +154,26 @@ class ShardSet:
         return storage.with_retries(read, f"reading {location.uri}")
 
     def records(self, limit: int | None = None) -> Iterator[ImageMasks]:
-        """The first `limit` records (None: all) in the manifest's order."""
+        """The first `limit` records (None: all) of an image-mask set, in the manifest's order."""
+        return self.read(to_record, limit)
+
+    def read(self, to_record: Callable[[pa.Table, int], RecordT], limit: int | None = None) -> Iterator[RecordT]:
+        """The first `limit` records (None: all) in the manifest's order, made by `to_record` from a table and a row's number.
+
+        Raises:
+            DataError: the set holds records of another kind.
+        """
         left = self.manifest.samples if limit is None else limit
         for index, ref in enumerate(self.groups):
             if left <= 0:
                 return
             table = self.read_group(index)
             for row in range(min(ref.rows, left)):
-                yield to_record(table, row)
+                try:
+                    record = to_record(table, row)
+                except KeyError as error:
+                    raise DataError("the shard set holds other records", seen=f"{self.location.uri}: {error.args[0]}") from error
+                yield record
             left -= ref.rows
 
     def rejects(self) -> pa.Table:
@@ -147,6 +183,11 @@ class ShardSet:
         return pq.read_table(pa.BufferReader(storage.read_bytes(self.location / self.manifest.rejects_file)))
 
 
-def masks_of(table: pa.Table) -> int:
-    """Number of masks in a table of `SCHEMA`."""
-    return int(np.sum([len(chunk.flatten()) for chunk in table.column("counts").chunks]))
+COUNTED = {"masks": "counts", "entities": "entities", "pairs": "pair_costs"}
+"""The list columns whose elements `Contents` counts."""
+
+
+def contents_of(table: pa.Table) -> Contents:
+    """What a table of records holds, by the list columns it has."""
+    present = {name: table.column(column) for name, column in COUNTED.items() if column in table.column_names}
+    return Contents(**{name: sum(len(chunk.flatten()) for chunk in column.chunks) for name, column in present.items()})

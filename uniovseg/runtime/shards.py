@@ -6,7 +6,8 @@ A part that is tried again writes the same names over; a run that is started aga
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,11 +15,19 @@ from pydantic import Field
 
 from uniovseg import storage
 from uniovseg.config import Config
-from uniovseg.data.shards import MANIFEST, Manifest, ShardInfo, masks_of, rejects_table, to_table
+from uniovseg.data.shards import MANIFEST, Contents, Manifest, ModelUse, ShardInfo, contents_of, rejects_table
+from uniovseg.data.shards import to_table as image_masks_table
 from uniovseg.records import ImageMasks, Rejected
 from uniovseg.storage import Location
 
+RecordT = TypeVar("RecordT")
+
+ToTable = Callable[[Sequence[RecordT], Sequence[str], Sequence[int]], pa.Table]
+"""Records, with the file and the offset that each came from, as a table; for example `uniovseg.data.shards.to_table`."""
+
 REJECTS = "rejects.parquet"
+
+COUNTS_OF_USE = ("replies", "bad_replies", "prompt_tokens", "completion_tokens", "cost")
 
 
 class PartRange(Config):
@@ -30,39 +39,39 @@ class PartRange(Config):
     end: int = Field(..., ge=0, description="end of the range, exclusive")
 
 
-class Commit(Config):
+class Commit(Contents):
     """What a finished part wrote."""
 
     part: PartRange = Field(..., description="the part")
     shard: ShardInfo | None = Field(..., description="the shard; null when no sample was kept")
-    masks: int = Field(..., ge=0, description="masks in the shard")
+    models: dict[str, ModelUse] = Field({}, description="language models that were asked, by what for")
     rejects: dict[str, int] = Field(..., description="rejected samples by reason")
 
 
-class _ShardWriter:
+class _ShardWriter(Generic[RecordT]):
     """Collects records into row groups of one Parquet file in memory; a part is small enough, and its file appears whole or not at all."""
 
-    def __init__(self, source: str, rows_per_group: int) -> None:
-        self.source, self.rows_per_group = source, rows_per_group
+    def __init__(self, source: str, rows_per_group: int, to_table: ToTable[RecordT]) -> None:
+        self.source, self.rows_per_group, self._to_table = source, rows_per_group, to_table
         self.buffer = io.BytesIO()
         self.rows: list[int] = []
-        self.masks = 0
-        self._group: list[tuple[int, ImageMasks]] = []
+        self.contents = Contents()
+        self._group: list[tuple[int, RecordT]] = []
         self._writer: pq.ParquetWriter | None = None
 
-    def add(self, offset: int, record: ImageMasks) -> None:
+    def add(self, offset: int, record: RecordT) -> None:
         self._group.append((offset, record))
         if len(self._group) == self.rows_per_group:
             self._flush()
 
     def _flush(self) -> None:
         offsets, records = [offset for offset, _ in self._group], [record for _, record in self._group]
-        table = to_table(records, [self.source] * len(records), offsets)
+        table = self._to_table(records, [self.source] * len(records), offsets)
         if self._writer is None:  # images are compressed already; run lengths shrink to a third
             self._writer = pq.ParquetWriter(self.buffer, table.schema, compression={"counts.list.element": "zstd"}, use_dictionary=False)
         self._writer.write_table(table, row_group_size=len(records))
         self.rows.append(len(records))
-        self.masks += masks_of(table)
+        self.contents = _sum([self.contents, contents_of(table)])
         self._group.clear()
 
     def close(self) -> bytes:
@@ -75,8 +84,29 @@ class _ShardWriter:
 
 
 def write_part(part: PartRange, samples: Iterable[tuple[int, ImageMasks | Rejected]], output: Location, rows_per_group: int) -> Commit:
-    """Stream a part's samples, given with their offsets, into its shard and its rejects, and commit it."""
-    writer = _ShardWriter(part.source, rows_per_group)
+    """`write_records` for image-mask records."""
+    return write_records(part, samples, output, rows_per_group, image_masks_table)
+
+
+def write_records(
+    part: PartRange,
+    samples: Iterable[tuple[int, RecordT | Rejected]],
+    output: Location,
+    rows_per_group: int,
+    to_table: ToTable[RecordT],
+    models: Callable[[], dict[str, ModelUse]] = dict,
+) -> Commit:
+    """Stream a part's samples, given with their offsets, into its shard and its rejects, and commit it.
+
+    Args:
+        part: what the samples are of.
+        samples: offset and record, or rejection.
+        output: the shard set's folder.
+        rows_per_group: rows of a Parquet row group.
+        to_table: makes tables of the records.
+        models: what was asked of language models for the samples; called when they are exhausted.
+    """
+    writer = _ShardWriter(part.source, rows_per_group, to_table)
     rejects: list[Rejected] = []
     for offset, sample in samples:
         if isinstance(sample, Rejected):
@@ -91,7 +121,7 @@ def write_part(part: PartRange, samples: Iterable[tuple[int, ImageMasks | Reject
     if rejects:
         storage.write_bytes(_rejects_of(output, part), _parquet(rejects_table(rejects)))
     reasons = Counter(item.reason for item in rejects)
-    commit = Commit(part=part, shard=shard, masks=writer.masks, rejects=dict(sorted(reasons.items())))
+    commit = Commit(part=part, shard=shard, models=models(), rejects=dict(sorted(reasons.items())), **writer.contents.model_dump())
     storage.write_bytes(output / f"commits/{part.name}.json", commit.model_dump_json().encode())
     return commit
 
@@ -102,8 +132,11 @@ def read_commits(output: Location) -> dict[str, Commit]:
     return {commit.part.name: commit for commit in found}
 
 
-def write_manifest(output: Location, commits: Sequence[Commit]) -> Manifest:
-    """Join the parts' rejects into one file and write the manifest, last. The order of `commits` is that of the shards."""
+def write_manifest(output: Location, commits: Sequence[Commit], settings: Mapping[str, str] | None = None) -> Manifest:
+    """Join the parts' rejects into one file and write the manifest, last. The order of `commits` is that of the shards.
+
+    `settings` are those that the rows depend on, for people to read.
+    """
     rejected = [pq.read_table(pa.BufferReader(storage.read_bytes(_rejects_of(output, commit.part)))) for commit in commits if commit.rejects]
     if rejected:
         storage.write_bytes(output / REJECTS, _parquet(pa.concat_tables(rejected)))
@@ -114,13 +147,29 @@ def write_manifest(output: Location, commits: Sequence[Commit]) -> Manifest:
     manifest = Manifest(
         shards=shards,
         samples=sum(sum(shard.rows) for shard in shards),
-        masks=sum(commit.masks for commit in commits),
+        settings=dict(settings or {}),
+        models=_sum_models(commits),
         sources=tuple(dict.fromkeys(commit.part.source for commit in commits)),
         rejects=dict(sorted(reasons.items())),
         rejects_file=REJECTS if rejected else None,
+        **_sum(commits).model_dump(),
     )
     storage.write_bytes(output / MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest
+
+
+def _sum(items: Sequence[Contents]) -> Contents:
+    return Contents(**{name: sum(getattr(item, name) for item in items) for name in Contents.model_fields})
+
+
+def _sum_models(commits: Sequence[Commit]) -> dict[str, ModelUse]:
+    """The commits' uses of models, added up; each use is of the same model and prompt in all of them."""
+    totals: dict[str, ModelUse] = {}
+    for commit in commits:
+        for name, use in commit.models.items():
+            added = {key: getattr(use, key) + getattr(totals[name], key) for key in COUNTS_OF_USE} if name in totals else {}
+            totals[name] = use.model_copy(update=added)
+    return totals
 
 
 def _rejects_of(output: Location, part: PartRange) -> Location:
