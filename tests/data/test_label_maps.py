@@ -17,6 +17,10 @@ def test_what_is_written_is_read_again(largest: int) -> None:
     assert np.asarray(Image.open(io.BytesIO(data))).itemsize == (1 if largest < 256 else 2)
 
 
+def test_uint16_stays_16_bit_whatever_its_values() -> None:
+    assert np.asarray(Image.open(io.BytesIO(encode_labels(np.zeros((2, 3), np.uint16))))).itemsize == 2
+
+
 @pytest.mark.parametrize("wrong", [-1, 65536])
 def test_labels_that_fit_no_png_are_refused(wrong: int) -> None:
     with pytest.raises(DataError, match="0 to 65535"):

@@ -31,10 +31,10 @@ def decode_labels(data: bytes) -> NDArray[np.int32]:
 
 
 def encode_labels(labels: NDArray[np.integer]) -> bytes:
-    """A PNG of labels [H, W] in 0 to 65535: 8 bit where all are below 256, else 16 bit."""
+    """A PNG of labels [H, W] in 0 to 65535: 8 bit where all are below 256, else 16 bit. An array of uint16 gives 16 bit in any case."""
     largest = int(labels.max(initial=0))
     if labels.min(initial=0) < 0 or largest > 65535:
         raise DataError("labels do not fit a PNG", seen=f"{labels.min()} to {largest}", allowed="0 to 65535")
-    done, data = cv2.imencode(".png", labels.astype(np.uint8 if largest < 256 else np.uint16))
+    done, data = cv2.imencode(".png", labels.astype(np.uint8 if largest < 256 and labels.dtype != np.uint16 else np.uint16))
     assert done
     return data.tobytes()
