@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ from tests.parity import fill
 from uniovseg import checkpoint
 from uniovseg.__main__ import main
 from uniovseg.data import shapes
+from uniovseg.data.label_maps import decode_labels
+from uniovseg.data.panoptic import decode_ids
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.models.release import from_release, release_names
 
@@ -38,9 +41,49 @@ def test_points_inside_and_outside_give_one_mask(scene: Path, tmp_path: Path) ->
     assert len(json.loads((tmp_path / "scene.json").read_text())["segments"]) == 1
 
 
+def test_words_give_a_panoptic_map_and_the_shapes_model_is_named(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segment", str(scene), "--out", str(tmp_path), "--words", "red star, blue ring, grass"]) == 0
+    found = json.loads((tmp_path / "scene.json").read_text())
+    ids = decode_ids((tmp_path / "scene_panoptic.png").read_bytes())
+    assert found["segments"]
+    for item in found["segments"]:
+        assert {"id", "word", "class_index", "category_id", "is_thing", "score", "rle", "box_xyxy", "area"} == set(item)
+        assert item["word"] in ("red star", "blue ring", "grass")
+        assert item["area"] == (ids == item["id"]).sum()
+    assert sorted(set(np.unique(ids).tolist()) - {0}) == [item["id"] for item in found["segments"]]
+    picture = cv2.imread(str(tmp_path / "scene.png"))
+    assert picture is not None
+    assert picture.shape == (640, 640, 3)
+    said = capsys.readouterr().out
+    assert "shapes, the packaged model" in said
+    assert "scene_panoptic.png" in said
+
+
+def test_words_give_a_map_of_classes(scene: Path, tmp_path: Path) -> None:
+    assert main(["segment", str(scene), "--out", str(tmp_path), "--words", "red star,grass", "--task", "semantic", "--unknown-below", "0.6"]) == 0
+    found = json.loads((tmp_path / "scene.json").read_text())["segments"]
+    labels = decode_labels((tmp_path / "scene_semantic.png").read_bytes())
+    areas = dict(zip(*(values.tolist() for values in np.unique(labels, return_counts=True)), strict=True))
+    areas.pop(255, None)
+    assert {item["class_index"]: item["area"] for item in found} == areas
+
+
+def test_prompts_with_words(scene: Path, tmp_path: Path) -> None:
+    assert main(["segment", str(scene), "--out", str(tmp_path), "--box", "10,20,60,70", "--words", "red star, grass"]) == 0
+    (segment,) = json.loads((tmp_path / "scene.json").read_text())["segments"]
+    assert segment["word"] in ("red star", "grass")
+    assert 0.5 <= segment["score"] <= 1
+    assert not list(tmp_path.glob("*_panoptic.png"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
+        (["--task", "panoptic"], 2, "--task is for a whole image by words; seen: no words"),
+        (["--task", "panoptic", "--words", "cat,", "--point", "1,2"], 2, "seen: points or boxes"),
+        (["--words", "cat"], 1, "a single word needs a comma"),
+        (["--words", "cat, cat"], 1, "repeated"),
+        (["--words", "cat, dog", "--unknown-below", "2"], 2, "unknown_below"),
         (["--point", "1;2"], 2, "x,y"),
         (["--box", "1,2,3"], 2, "x0,y0,x1,y1"),
         (["--point", "1000,2"], 1, "x from 0 to 128"),

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -46,12 +47,22 @@ def test_opacity_one_hides_and_no_masks_change_nothing() -> None:
     assert same is not noise
 
 
-def test_labels_are_written() -> None:
+def test_labels_are_written_inside_their_masks_on_an_enlarged_picture() -> None:
     image = np.zeros((80, 120, 3), np.uint8)
-    dense = torch.zeros(1, 80, 120, dtype=torch.bool)
-    dense[0, 40:70, 20:60] = True
+    dense = torch.zeros(2, 80, 120, dtype=torch.bool)
+    dense[0, 10:70, 5:10], dense[0, 10:40, 60:119] = True, True  # the middle of its box is outside
     masks = RunLengthMasks.from_dense(dense)
-    assert not np.array_equal(draw_masks(image, masks, ["star"]), draw_masks(image, masks))
+    plain, labelled = draw_masks(image, masks), draw_masks(image, masks, ["star", "nothing"])
+    assert labelled.shape == (480, 720, 3)
+    changed = (labelled != plain.repeat(6, axis=0).repeat(6, axis=1)).any(axis=2)
+    inside = np.zeros((480, 720), bool)
+    inside[130:170, 420:600] = True  # around the deepest pixel
+    assert changed[inside].any()
+    blank = ~dense.numpy().any(0).repeat(6, axis=0).repeat(6, axis=1)
+    blank[:30, :100] = False  # the label of the mask of no pixel
+    assert not (changed & cv2.erode(blank.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)).any()
+    large = np.zeros((700, 40, 3), np.uint8)
+    assert draw_masks(large, RunLengthMasks.from_dense(torch.ones(1, 700, 40, dtype=torch.bool)), ["x"]).shape == large.shape
 
 
 def test_tile() -> None:

@@ -1,6 +1,9 @@
 """The library's front door: errors in one line, results of the right form, embedding once is the same as asking directly."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,11 +16,16 @@ import uniovseg
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
+from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import CheckpointError, ConfigError, DataError
 from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig
+from uniovseg.methods.promptable import RegionConfig
 from uniovseg.models.clip import CHECKPOINT
+from uniovseg.open_vocabulary import SegmentationConfig, instances, panoptic_map, semantic_map
 from uniovseg.postprocess import ProposalConfig
-from uniovseg.segmenter import Segment, Segmenter, masks_of, to_array
+from uniovseg.records import Category, Vocabulary
+from uniovseg.segmenter import Segmenter, to_array
+from uniovseg.segments import Segment, Task, masks_of
 
 SHIPPED = Path(uniovseg.__file__).parent / checkpoint.SHIPPED["shapes"] / checkpoint.MANIFEST
 
@@ -96,13 +104,79 @@ def test_everything_is_sorted_and_without_near_duplicates(tiny_method: MaskGener
     assert Segmenter(strict).everything(image) == []
 
 
-def test_masks_of(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
-    embedded = segmenter.embed(image)
-    segments = segmenter.boxes(embedded, [[5, 5, 30, 40], [0, 0, 90, 50]])
-    masks = masks_of(segments, embedded)
-    assert masks.size == (50, 90)
-    assert np.array_equal(masks.to_dense().numpy(), np.stack([segment.mask() for segment in segments]))
-    assert len(masks_of([], embedded)) == 0
+WORDS = ["red star", "blue ring", "water"]
+
+
+@pytest.fixture(scope="module")
+def eager(tiny_method: MaskGeneration) -> Segmenter:
+    """A segmenter that keeps masks of any predicted IoU and looks at regions at two sizes."""
+    proposals, regions = ProposalConfig(min_predicted_iou=0.0), RegionConfig(sizes=(64, 128), templates="simple")
+    config = tiny_method.config.model_copy(update={"proposals": proposals, "regions": regions})
+    return Segmenter(MaskGeneration(config, tiny_method.clip, tiny_method.generator).eval())
+
+
+def expected_scores(segmenter: Segmenter, image: NDArray[np.uint8], segments: list[Segment]) -> torch.Tensor:
+    """Class probabilities [n, 3] of segments, from the method itself."""
+    return segmenter.method.classify(segmenter.embed(image), masks_of(segments, (50, 90)), load_vocabulary(WORDS))
+
+
+def test_prompts_with_words_give_the_same_masks_with_names(eager: Segmenter, image: NDArray[np.uint8]) -> None:
+    calls: list[Callable[..., list[Segment]]] = [
+        lambda **words: eager.points(image, [(10.5, 20.0), (70.0, 49.0)], **words),
+        lambda **words: eager.points(image, [(10, 20), (40, 30), (80, 10)], [1, 1, 0], **words),
+        lambda **words: eager.boxes(image, [[5, 5, 30, 40], [0, 0, 90, 50]], **words),
+        lambda **words: eager.everything(image, 3, **words),
+    ]
+    for call in calls:
+        plain, named = call(), call(vocabulary=WORDS)
+        assert named
+        assert [dataclasses.replace(segment, word=None, score=None) for segment in named] == plain
+        best = expected_scores(eager, image, plain).max(1)
+        assert [segment.word for segment in named] == [WORDS[index] for index in best.indices.tolist()]
+        assert [segment.score for segment in named] == pytest.approx(best.values.tolist(), abs=1e-6)
+        for segment in call(vocabulary=", ".join(WORDS), config=SegmentationConfig(unknown_below=1.0)):
+            assert segment.word is None
+            assert segment.score is not None
+    assert eager.boxes(image, [0, 0, 90, 50], load_vocabulary(WORDS)) == eager.boxes(image, [0, 0, 90, 50], WORDS)
+
+
+def test_no_mask_has_no_name(tiny_method: MaskGeneration, image: NDArray[np.uint8]) -> None:
+    config = tiny_method.config.model_copy(update={"proposals": ProposalConfig(min_predicted_iou=1.0)})
+    strict = Segmenter(MaskGeneration(config, tiny_method.clip, tiny_method.generator).eval())
+    assert strict.everything(image, vocabulary=WORDS) == []
+    for task in get_args(Task):
+        assert strict.segment(image, WORDS, task).regions == ()
+
+
+@pytest.mark.parametrize("config", [SegmentationConfig(), SegmentationConfig(unknown_below=0.36, max_instances=3)])
+def test_segmenting_by_words(eager: Segmenter, image: NDArray[np.uint8], config: SegmentationConfig) -> None:
+    vocabulary = Vocabulary("three", tuple(Category(index + 7, word, (word,), word != "water") for index, word in enumerate(WORDS)))
+    (prediction,) = eager.method.predict([image], vocabulary)
+    semantic = eager.segment(image, vocabulary, "semantic", config)
+    assert semantic.ids is not None
+    assert np.array_equal(semantic.ids, semantic_map(prediction, config))
+    panoptic = eager.segment(eager.embed(image), vocabulary, config=config)
+    expected = panoptic_map(prediction, vocabulary, config)
+    assert panoptic.ids is not None
+    assert np.array_equal(panoptic.ids, expected.ids)
+    assert [(item.id, item.class_index, item.score) for item in panoptic.regions] == [
+        (item.id, item.class_index, item.score) for item in expected.segments
+    ]
+    instance = eager.segment(image, vocabulary, "instance", config)
+    found = instances(prediction, vocabulary, config)
+    assert instance.ids is None
+    assert [(item.class_index, item.score) for item in instance.regions] == [(item.class_index, item.score) for item in found]
+    dense = prediction.masks.to_dense().numpy()
+    assert all(np.array_equal(region.mask(), dense[item.mask]) for region, item in zip(instance.regions, found, strict=True))
+
+
+def test_tasks_and_vocabularies_that_there_are_not(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+    with pytest.raises(DataError, match="no such task; seen: pan; allowed: semantic, panoptic, instance"):
+        segmenter.segment(image, WORDS, "pan")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"did you mean 'coco_stuff'\?"):
+        segmenter.segment(image, "coco_stuf")
+    with pytest.raises(DataError, match="repeated"):
+        segmenter.points(image, [(1, 2)], vocabulary="cat, cat")
 
 
 def test_an_image_embedded_once_is_the_same_as_given_each_time(segmenter: Segmenter, image: NDArray[np.uint8], tmp_path: Path) -> None:

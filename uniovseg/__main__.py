@@ -4,44 +4,81 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, get_args
 
 from rich.console import Console
 
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.config import validate
 from uniovseg.data.inspect import inspect_shards
+from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import ConfigError, UniOVSegError
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.models.clip import CHECKPOINT, ClipConfig
 from uniovseg.models.mask_generator import MaskGeneratorConfig
 from uniovseg.models.release import read_release
-from uniovseg.pictures import draw_masks, save_picture
-from uniovseg.segmenter import Segmenter, masks_of, to_array
+from uniovseg.open_vocabulary import SegmentationConfig
+from uniovseg.pictures import Picture, draw_masks, save_picture
+from uniovseg.records import Vocabulary
+from uniovseg.segmenter import Segmenter, to_array
+from uniovseg.segments import Region, Segment, Task, encode_map, masks_of
 
 RELEASE_CLIP = ClipConfig(name="convnext_large_d_320", weights="laion2b_s29b_b131k_ft_soup")
 
 
 def segment(arguments: argparse.Namespace) -> None:
-    """Segment everything, or what points and boxes show; write a picture and the masks."""
+    """Segment an image by words, by points or boxes (named, where there are words too), or everything; write a picture, the masks, and a map if any."""
+    prompted = bool(arguments.point or arguments.box)
+    if arguments.task and (prompted or not arguments.words):
+        raise ConfigError("--task is for a whole image by words", seen="points or boxes" if prompted else "no words", fix='try --words "cat, grass"')
     segmenter = Segmenter.load(arguments.checkpoint, arguments.device)
+    vocabulary = load_vocabulary(arguments.words) if arguments.words else None
+    config = validate(SegmentationConfig, {"unknown_below": arguments.unknown_below})
     image = to_array(arguments.image)
-    embedded = segmenter.embed(image)
+    found: Sequence[Segment | Region]
+    target = Path(arguments.out) / Path(arguments.image).stem
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files = [f"{target}.png", f"{target}.json"]
+    if vocabulary is None or prompted:
+        found = _prompted(segmenter, image, arguments, vocabulary, config)
+    else:
+        whole = segmenter.segment(image, vocabulary, arguments.task or "panoptic", config)
+        found = whole.regions
+        if whole.ids is not None:
+            files.append(f"{target}_{whole.task}.png")
+            Path(files[-1]).write_bytes(encode_map(whole))
+    labels = [_label(item) for item in found] if vocabulary else None
+    save_picture(files[0], draw_masks(image, masks_of(found, image.shape[:2]), labels))
+    rows = [_row(item) for item in found]
+    Path(files[1]).write_text(json.dumps({"checkpoint": arguments.checkpoint, "size": image.shape[:2], "segments": rows}))
+    model = (
+        "shapes, the packaged model of the shapes world (--checkpoint names another)" if arguments.checkpoint == "shapes" else arguments.checkpoint
+    )
+    Console().print(f"{len(found)} masks by {model}: {', '.join(files)}", soft_wrap=True)
+
+
+def _prompted(
+    segmenter: Segmenter, image: Picture, arguments: argparse.Namespace, vocabulary: Vocabulary | None, config: SegmentationConfig
+) -> list[Segment]:
     if arguments.box:
-        segments = segmenter.boxes(embedded, [_numbers(text, 4) for text in arguments.box])
-    elif arguments.point:
+        return segmenter.boxes(image, [_numbers(text, 4) for text in arguments.box], vocabulary, config)
+    if arguments.point:
         points = [_numbers(text, 2) for text in arguments.point]
         outside = [_numbers(text, 2) for text in arguments.not_point]
-        segments = segmenter.points(embedded, points + outside, [1] * len(points) + [0] * len(outside))
-    else:
-        segments = segmenter.everything(embedded)
-    out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
-    stem = Path(arguments.image).stem
-    save_picture(str(out / f"{stem}.png"), draw_masks(image, masks_of(segments, embedded)))
-    found = [{"rle": s.rle, "predicted_iou": round(s.predicted_iou, 4), "box_xyxy": s.box_xyxy, "area": s.area} for s in segments]
-    (out / f"{stem}.json").write_text(json.dumps({"checkpoint": arguments.checkpoint, "size": embedded.size, "segments": found}))
-    Console().print(f"{len(segments)} masks by {arguments.checkpoint!r}: {out / stem}.png, {out / stem}.json", soft_wrap=True)
+        return segmenter.points(image, points + outside, [1] * len(points) + [0] * len(outside), vocabulary, config)
+    return segmenter.everything(image)
+
+
+def _label(item: Segment | Region) -> str:
+    return " ".join([item.word or "unknown", *([] if item.score is None else [f"{item.score:.2f}"])])
+
+
+def _row(item: Segment | Region) -> dict[str, Any]:
+    """What the JSON file says of a mask."""
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(item).items() if value is not None}
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -84,6 +121,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--point", action="append", default=[], metavar="X,Y", help="a point inside the thing (repeat for more)")
     command.add_argument("--not-point", action="append", default=[], metavar="X,Y", help="a point outside the thing")
     command.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="a box around a thing (repeat for more things)")
+    command.add_argument(
+        "--words", metavar="WORDS", help="what to look for: 'cat, wooden table, grass', a vocabulary's name, or a .json or .txt file"
+    )
+    command.add_argument("--task", choices=get_args(Task), help="how words are looked for in the whole image; default: panoptic")
+    command.add_argument("--unknown-below", type=float, default=0.0, metavar="SCORE", help="masks of which no word scores so much have no word")
     command.add_argument("--device", default="cpu")
     command.set_defaults(run=segment)
     command = commands.add_parser("inspect", help="show what a shard set holds")

@@ -13,18 +13,36 @@ from uniovseg.ops.run_length import RunLengthMasks
 Picture = NDArray[np.uint8]
 
 
+LABELLED_SIDE = 640
+"""An image that gets labels is first enlarged so that its longer side has at least so many pixels."""
+
+
 def draw_masks(image: Picture, masks: RunLengthMasks, labels: Sequence[str] | None = None, opacity: float = 0.5) -> Picture:
-    """The RGB image [H, W, 3] with each mask in a colour of its own, its outline, and its label where labels are given."""
+    """The RGB image [H, W, 3] with each mask in a colour of its own, its outline, and its label where labels are given.
+
+    With labels, a small image is enlarged by a whole number, as is the picture.
+    """
     if len(masks) == 0:
         return image.copy()
-    dense = masks.to("cpu").to_dense().numpy()
-    boxes = masks.to("cpu").boxes_xyxy().numpy().astype(np.float32)
+    times = -(-LABELLED_SIDE // max(image.shape[:2])) if labels is not None else 1
+    image = image.repeat(times, axis=0).repeat(times, axis=1)
+    dense = masks.to("cpu").to_dense().numpy().repeat(times, axis=1).repeat(times, axis=2)
+    boxes = masks.to("cpu").boxes_xyxy().numpy().astype(np.float32) * times
     detections = sv.Detections(xyxy=boxes, mask=dense, class_id=np.arange(len(dense)))
     scene = sv.MaskAnnotator(color_lookup=sv.ColorLookup.INDEX, opacity=opacity).annotate(image[..., ::-1].copy(), detections)
     scene = sv.PolygonAnnotator(color_lookup=sv.ColorLookup.INDEX, thickness=1).annotate(scene, detections)
     if labels is not None:
-        scene = sv.LabelAnnotator(color_lookup=sv.ColorLookup.INDEX, text_scale=0.4, text_padding=2).annotate(scene, detections, list(labels))
+        places = sv.Detections(xyxy=np.stack([_deepest(mask) for mask in dense]), class_id=np.arange(len(dense)))
+        annotator = sv.LabelAnnotator(color_lookup=sv.ColorLookup.INDEX, text_scale=0.4, text_padding=2, text_position=sv.Position.CENTER)
+        scene = annotator.annotate(scene, places, list(labels))
     return np.ascontiguousarray(scene[..., ::-1])
+
+
+def _deepest(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The pixel of a mask that is farthest from its border, as a box x0, y0, x1, y1 of no extent: where a label is seen to belong to it."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return np.array([x, y, x, y], np.float32)
 
 
 def tile(pictures: Sequence[Picture], columns: int, side: int) -> Picture:

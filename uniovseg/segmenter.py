@@ -2,13 +2,14 @@
 
 >>> segmenter = Segmenter.load("shapes")
 >>> image = segmenter.embed("photo.jpg")
->>> segmenter.points(image, [(40, 60)])[0].predicted_iou
+>>> segmenter.points(image, [(40, 60)], vocabulary="cat, dog")[0].word
+>>> segmenter.segment(image, ["cat", "wooden table", "grass"], task="panoptic").regions
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,43 +20,28 @@ from torch import Tensor
 from uniovseg import checkpoint
 from uniovseg.config import merge, validate
 from uniovseg.data.images import decode_image
+from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import CheckpointError, DataError
 from uniovseg.methods.catalog import METHODS
 from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
 from uniovseg.models.clip import CHECKPOINT
-from uniovseg.ops.run_length import RunLengthMasks
+from uniovseg.open_vocabulary import SegmentationConfig, instances, panoptic_map, semantic_map
 from uniovseg.postprocess import masks_from_logits
+from uniovseg.records import Prediction, Vocabulary
+from uniovseg.segments import Segment, Segmentation, Task, describe_instances, describe_masks, describe_named, describe_panoptic, describe_semantic
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+VocabularyLike = Vocabulary | str | Sequence[str]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """One mask of an image.
-
-    Attributes:
-        rle: COCO RLE, ``{"size": [h, w], "counts": str}``, at the image's own resolution.
-        predicted_iou: the model's own estimate of the mask's IoU, in [0, 1].
-        box_xyxy: tight box in pixels, x1 and y1 exclusive; zeros for an empty mask.
-        area: number of pixels.
-    """
-
-    rle: dict[str, Any]
-    predicted_iou: float
-    box_xyxy: tuple[int, int, int, int]
-    area: int
-
-    def mask(self) -> NDArray[np.bool_]:
-        """The mask as an array [h, w]."""
-        height, width = self.rle["size"]
-        dense: NDArray[np.bool_] = RunLengthMasks.from_coco([self.rle], (height, width)).to_dense()[0].numpy()
-        return dense
+DEFAULTS = SegmentationConfig()
 
 
 class Segmenter:
-    """Segments images by points, by boxes, or everything. Make one with `load`.
+    """Segments images by points, by boxes, by words, or everything. Make one with `load`.
 
     Every call takes an image (a path, a PIL image, an RGB array [H, W, 3] of uint8) or what `embed` made of it; embed once to prompt many times.
+    Where a call takes a vocabulary, it is a `Vocabulary` or what `uniovseg.data.vocabulary.load_vocabulary` reads: a packaged name, a file, words. Scores are
+    a softmax over its classes: they say which of the words fits best, and only `SegmentationConfig.unknown_below` says that none does.
     """
 
     def __init__(self, method: PromptableSegmenter) -> None:
@@ -86,7 +72,14 @@ class Segmenter:
         """Compute an image's features once, for many prompts. Raises DataError when it is no image."""
         return self.method.embed(to_array(image))
 
-    def points(self, image: ImageLike | EmbeddedImage, points: ArrayLike, labels: ArrayLike | None = None) -> list[Segment]:
+    def points(
+        self,
+        image: ImageLike | EmbeddedImage,
+        points: ArrayLike,
+        labels: ArrayLike | None = None,
+        vocabulary: VocabularyLike | None = None,
+        config: SegmentationConfig = DEFAULTS,
+    ) -> list[Segment]:
         """Segment what points show.
 
         Args:
@@ -94,9 +87,11 @@ class Segmenter:
             points: (x, y) in pixels, [n, 2].
             labels: [n] of 1 (inside) and 0 (outside): all points together describe one mask. None: each point is a prompt of its own and gives its
                 best mask by predicted IoU.
+            vocabulary: the words that masks are named by; None: no names.
+            config: ``unknown_below``.
 
         Raises:
-            DataError: points of another shape, not finite, or outside the image; labels that do not fit.
+            DataError: points of another shape, not finite, or outside the image; labels that do not fit; no such vocabulary.
         """
         embedded = self._embedded(image)
         points_xy = _checked(points, 2, "points", embedded)
@@ -104,41 +99,93 @@ class Segmenter:
             decoded = self.method.embed_points(embedded, points_xy)
             best = decoded.iou_probs.argmax(1)
             rows = torch.arange(len(best), device=best.device)
-            return self._segments(embedded, decoded.embeddings[rows, best], decoded.iou_probs[rows, best])
+            return self._segments(embedded, decoded.embeddings[rows, best], decoded.iou_probs[rows, best], vocabulary, config)
         marks = torch.from_numpy(_numbers(labels, "labels")).to(points_xy.device).flatten()
         if len(marks) != len(points_xy) or not bool(((marks == 0) | (marks == 1)).all()):
             raise DataError(
                 "labels do not fit the points", seen=marks.tolist()[:8], allowed=f"{len(points_xy)} values, each 0 (outside) or 1 (inside)"
             )
         decoded = self.method.embed_point_set(embedded, points_xy, marks.long())
-        return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0])
+        return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0], vocabulary, config)
 
-    def boxes(self, image: ImageLike | EmbeddedImage, boxes_xyxy: ArrayLike) -> list[Segment]:
-        """Segment the thing in each box [n, 4] of pixels x0, y0, x1, y1. Raises DataError for a box that is not finite, empty, or outside the image."""
+    def boxes(
+        self,
+        image: ImageLike | EmbeddedImage,
+        boxes_xyxy: ArrayLike,
+        vocabulary: VocabularyLike | None = None,
+        config: SegmentationConfig = DEFAULTS,
+    ) -> list[Segment]:
+        """Segment the thing in each box [n, 4] of pixels x0, y0, x1, y1, and name it where a vocabulary is given.
+
+        Raises:
+            DataError: a box that is not finite, empty, or outside the image; no such vocabulary.
+        """
         embedded = self._embedded(image)
         boxes = _checked(boxes_xyxy, 4, "boxes_xyxy", embedded)
         if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
             raise DataError("a box is empty", seen=boxes.tolist()[:4], allowed="x0 < x1 and y0 < y1")
         decoded = self.method.embed_boxes(embedded, boxes)
-        return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0])
+        return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0], vocabulary, config)
 
-    def everything(self, image: ImageLike | EmbeddedImage, points_per_side: int | None = None) -> list[Segment]:
-        """Segment everything that a grid of points finds, best predicted IoU first, without near-duplicates."""
+    def everything(
+        self,
+        image: ImageLike | EmbeddedImage,
+        points_per_side: int | None = None,
+        vocabulary: VocabularyLike | None = None,
+        config: SegmentationConfig = DEFAULTS,
+    ) -> list[Segment]:
+        """Segment everything that a grid of points finds, best predicted IoU first, without near-duplicates, and name it where a vocabulary is given."""
         embedded = self._embedded(image)
-        prediction = self.method.propose(embedded, points_per_side)
-        return _describe(prediction.masks, prediction.quality)
+        return self._described(embedded, self.method.propose(embedded, points_per_side), vocabulary, config)
 
-    def _segments(self, embedded: EmbeddedImage, embeddings: Tensor, ious: Tensor) -> list[Segment]:
-        logits = self.method.mask_logits(embedded, embeddings)
-        return _describe(masks_from_logits(logits, embedded.view, embedded.size), ious)
+    def segment(
+        self, image: ImageLike | EmbeddedImage, vocabulary: VocabularyLike, task: Task = "panoptic", config: SegmentationConfig = DEFAULTS
+    ) -> Segmentation:
+        """Segment an image into the classes of a vocabulary.
+
+        Args:
+            image: the image.
+            vocabulary: the classes.
+            task: ``semantic``: a class for every pixel; ``panoptic``: things apart, stuff together; ``instance``: things, which may overlap.
+            config: thresholds.
+
+        Raises:
+            DataError: no such vocabulary or task.
+        """
+        if task not in get_args(Task):
+            raise DataError("no such task", seen=task, allowed=", ".join(get_args(Task)))
+        classes, embedded = _vocabulary(vocabulary), self._embedded(image)
+        prediction = self._named(embedded, self.method.propose(embedded), classes)
+        if task == "semantic":
+            return describe_semantic(semantic_map(prediction, config), classes)
+        if task == "panoptic":
+            return describe_panoptic(panoptic_map(prediction, classes, config), classes)
+        return describe_instances(instances(prediction, classes, config), prediction.masks, classes)
+
+    def _segments(
+        self, embedded: EmbeddedImage, embeddings: Tensor, ious: Tensor, vocabulary: VocabularyLike | None, config: SegmentationConfig
+    ) -> list[Segment]:
+        masks = masks_from_logits(self.method.mask_logits(embedded, embeddings), embedded.view, embedded.size)
+        prediction = Prediction(masks=masks, quality=ious.float().cpu(), class_scores=torch.zeros(len(masks), 0))
+        return self._described(embedded, prediction, vocabulary, config)
+
+    def _described(
+        self, embedded: EmbeddedImage, prediction: Prediction, vocabulary: VocabularyLike | None, config: SegmentationConfig
+    ) -> list[Segment]:
+        if vocabulary is None:
+            return describe_masks(prediction.masks, prediction.quality)
+        classes = _vocabulary(vocabulary)
+        return describe_named(self._named(embedded, prediction, classes), classes, config)
+
+    def _named(self, embedded: EmbeddedImage, prediction: Prediction, vocabulary: Vocabulary) -> Prediction:
+        return dataclasses.replace(prediction, class_scores=self.method.classify(embedded, prediction.masks, vocabulary))
 
     def _embedded(self, image: ImageLike | EmbeddedImage) -> EmbeddedImage:
         return image if isinstance(image, EmbeddedImage) else self.embed(image)
 
 
-def masks_of(segments: Sequence[Segment], embedded: EmbeddedImage) -> RunLengthMasks:
-    """The segments' masks as run lengths, for drawing or measuring."""
-    return RunLengthMasks.from_coco([segment.rle for segment in segments], embedded.size)
+def _vocabulary(source: VocabularyLike) -> Vocabulary:
+    return source if isinstance(source, Vocabulary) else load_vocabulary(source)
 
 
 def load_method(folder: Path, changes: Mapping[str, Any] | None = None) -> PromptableSegmenter:
@@ -191,11 +238,3 @@ def _numbers(values: ArrayLike, what: str) -> NDArray[np.float32]:
         return np.asarray(values, dtype=np.float32)
     except (ValueError, TypeError) as error:
         raise DataError(f"{what} cannot be read as an array of numbers", seen=values) from error
-
-
-def _describe(masks: RunLengthMasks, quality: Tensor) -> list[Segment]:
-    masks = masks.to("cpu")
-    return [
-        Segment(rle=rle, predicted_iou=float(iou), box_xyxy=tuple(box), area=int(area))
-        for rle, iou, box, area in zip(masks.to_coco(), quality.tolist(), masks.boxes_xyxy().tolist(), masks.area().tolist(), strict=True)
-    ]

@@ -114,6 +114,10 @@ def test_words(source: str | Sequence[str]) -> None:
     )
 
 
+def test_one_word() -> None:
+    assert load_vocabulary("cat, ").categories == load_vocabulary(["cat"]).categories == (Category(0, "cat", ("cat",)),)
+
+
 def test_a_label_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("0:invalid_class_id\n3: cat,kitty, cat\n\n1:tv: flat\n")
@@ -135,9 +139,9 @@ def test_a_file_of_our_form(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("coco_panoptc", r"did you mean 'coco_panoptic'\?.*seen: 'coco_panoptc'.*ade20k_150"),
-        ("cat", "a single word is given as a list"),
+        ("cat", "a single word needs a comma after it"),
         ("", "no vocabulary of this name"),
-        ("cat, dog,", "empty; seen: number 3 of 3"),
+        ("cat, dog,,", "empty; seen: number 3 of 3"),
         (["cat", " "], "empty; seen: number 2 of 2"),
         ("cat, dog, Cat", "repeated; seen: cat"),
         ([], "too few or too many classes; seen: words: 0"),

@@ -49,12 +49,12 @@ def load_vocabulary(source: str | Sequence[str]) -> Vocabulary:
         text = _decoded(location)
         return _parse_json(source, text) if source.endswith(".json") else _parse_openseg(source, text)
     if "," in source:
-        return _of_words(source.split(","))
+        return _of_words(source.rstrip().removesuffix(",").split(","))
     raise DataError(
         f"no vocabulary of this name{nearest(source, PACKAGED)}",
         seen=repr(source),
         allowed=f"{', '.join(PACKAGED)}, a .json or .txt file, words parted by commas",
-        fix="a single word is given as a list",
+        fix="a single word needs a comma after it",
     )
 
 
