@@ -13,9 +13,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from uniovseg.config import Config, fields, flatten, load, merge, parse_overrides, to_yaml
-from uniovseg.data.feed import SampleMaker
+from uniovseg.data.makers import MaskSampleMaker
 from uniovseg.data.samples import collate
 from uniovseg.data.shapes_sets import ShapesConfig
+from uniovseg.data.shards import to_table
 from uniovseg.errors import ConfigError
 from uniovseg.methods import mask_generation
 from uniovseg.methods.catalog import build_method
@@ -252,10 +253,10 @@ def test_full_size_files_build_and_take_a_step(
     config = load(TrainJobConfig, CONFIGS / f"{name}.yaml", SMALL_STEP)
     method = build_method(config.method, config.seed)
     before = {name: value.clone() for name, value in method.state().items()}
-    sample, seed = SampleMaker(config.data.view, config.data.sample, config.seed)(scenes[0], 0)
+    sample = MaskSampleMaker(config.data.view, config.data.sample, config.seed).make(to_table(scenes[:1], ["x"], [0]), 0, 0)
     assert len(sample.masks) > 0
     recorder = Kept()
-    train(config, method, lambda start: iter([collate([sample], [seed])]), recorder)
+    train(config, method, lambda start: iter([collate([sample])]), recorder)
 
     (line,) = recorder.lines
     assert line["step"] == 1

@@ -32,7 +32,7 @@ def test_the_assignment_is_the_cheapest_of_all(masks: int, entities: int) -> Non
 @pytest.mark.parametrize("shape", [(1, 0, 3), (1, 3, 0), (2, 0, 0)])
 @pytest.mark.parametrize("confidence", ["all", "top_fraction", "threshold", "mutual_best"])
 def test_nothing_to_match(shape: tuple[int, ...], confidence: str) -> None:
-    assert len(match_mask_text(MaskTextMatchingConfig(confidence=confidence), np.zeros(shape, np.float32))) == 0  # type: ignore[arg-type]
+    assert len(match_mask_text(MaskTextMatchingConfig(confidence=confidence), np.zeros(shape, np.float32))) == 0
 
 
 def test_costs_are_those_of_the_equations() -> None:

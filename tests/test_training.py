@@ -23,13 +23,13 @@ from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.pictures import Picture
-from uniovseg.records import MaskBatch, Prediction, StepOutput, View
+from uniovseg.records import MaskBatch, Prediction, StepOutput, View, Vocabulary
 from uniovseg.training import FolderRecorder, TrainConfig, checkpoints, lr_factor, main, make_validation, train
 
 VIEW = View(scale_xy=(1.0, 1.0), offset_xy=(0.0, 0.0), size=(4, 4), valid_xyxy=(0.0, 0.0, 4.0, 4.0))
 
 
-class Brightness(TrainableMethod):
+class Brightness(TrainableMethod[MaskBatch]):
     """Learns each image's mean and a number drawn from its seed, through a frozen layer."""
 
     frozen = ("eyes",)
@@ -55,7 +55,7 @@ class Brightness(TrainableMethod):
             loss = loss + float("inf")
         return StepOutput(loss=loss, metrics={"error": error.detach().abs().mean()})
 
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+    def predict(self, images: Sequence[NDArray[np.uint8]], vocabulary: Vocabulary | None = None) -> list[Prediction]:
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
@@ -102,7 +102,7 @@ def lines_of(folder: Path) -> list[dict[str, float]]:
 
 
 def run_in(
-    folder: Path, config: TrainConfig, method: TrainableMethod, *, resume: Path | None = None, stop: int | None = None
+    folder: Path, config: TrainConfig, method: TrainableMethod[Any], *, resume: Path | None = None, stop: int | None = None
 ) -> list[dict[str, float]]:
     """Train into a folder; `stop` ends the feed before that step, as a kill would."""
     folder.mkdir(exist_ok=True)
@@ -273,7 +273,7 @@ def test_the_loop_follows_the_schedule(tmp_path: Path, tiny_config: MaskGenerati
 def test_validation_is_run_in_evaluation_mode_and_at_the_end(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
     modes: list[bool] = []
 
-    def validate(method: TrainableMethod) -> tuple[dict[str, float], dict[str, Picture]]:
+    def validate(method: TrainableMethod[Any]) -> tuple[dict[str, float], dict[str, Picture]]:
         modes.append(method.training)
         return {"val_box_iou": len(modes) / 10}, {"found": np.zeros((4, 4, 3), np.uint8)}
 

@@ -10,7 +10,8 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from types import UnionType
+from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -135,7 +136,7 @@ def validate(config_type: type[ConfigT], values: dict[str, Any]) -> ConfigT:
 
 
 def _problem(config_type: type[Config], item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"]) or "configuration"
+    key = _key(config_type, item["loc"]) or "configuration"
     if item["type"] == "extra_forbidden":
         known = [field.key for field in fields(config_type)]
         names = sorted(
@@ -146,6 +147,26 @@ def _problem(config_type: type[Config], item: Any) -> str:
     if item["type"] == "missing":
         return f"{key} is missing; it has no default"
     return f"{key}: {item['msg'].removeprefix('Value error, ')}; seen: {item['input']!r}"
+
+
+def _key(config_type: type[Config], location: Sequence[int | str]) -> str:
+    """Pydantic's location as a dotted key: where one of several classes stands, pydantic puts the name of the class it took, which is no key."""
+    parts: list[str] = []
+    kinds: tuple[type[Config], ...] = (config_type,)
+    for part in location:
+        if len(kinds) > 1:
+            kinds = tuple(kind for kind in kinds if kind.model_fields["name"].default == part)
+            continue
+        parts.append(str(part))
+        field = kinds[0].model_fields.get(str(part)) if kinds else None
+        kinds = config_types(field.annotation) if field else ()
+    return ".".join(parts)
+
+
+def config_types(annotation: Any) -> tuple[type[Config], ...]:
+    """The configuration classes that a field of this annotation may hold: one, several told apart by their ``name``, or none."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return tuple(member for member in members if isinstance(member, type) and issubclass(member, Config))
 
 
 def _children(keys: list[str], parent: str) -> set[str]:
@@ -163,11 +184,12 @@ class Field(BaseModel):
 
 
 def fields(config_type: type[Config], prefix: str = "") -> Iterator[Field]:
-    """Every leaf of the tree under `config_type`, in order of declaration."""
+    """Every leaf of the tree under `config_type`, in order of declaration; where one of several classes may stand, the leaves of all."""
     for name, info in config_type.model_fields.items():
         key = f"{prefix}{name}"
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Config):
-            yield from fields(info.annotation, f"{key}.")
+        if kinds := config_types(info.annotation):
+            leaves = [leaf for kind in kinds for leaf in fields(kind, f"{key}.")]
+            yield from {leaf.key: leaf for leaf in leaves}.values()
             continue
         annotation = info.annotation
         kind = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation).replace("typing.", "")

@@ -230,6 +230,7 @@ class MaskSample:
         view: the map between the view and the source image.
         masks: n ground-truth masks at source resolution, already filtered and capped.
         boxes_xyxy: [n, 4] float32, tight box of each mask's visible part, in view pixels.
+        seed: of every further random draw for this sample.
     """
 
     key: str
@@ -237,6 +238,7 @@ class MaskSample:
     view: View
     masks: RunLengthMasks
     boxes_xyxy: Tensor
+    seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

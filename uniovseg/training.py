@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import Config, load
-from uniovseg.data.feed import SampleMaker, planned_batches
+from uniovseg.data.feed import planned_batches
+from uniovseg.data.makers import MaskSampleMaker, PairSampleMaker, SampleMaker
 from uniovseg.data.plan import Plan
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.shards import ShardSet
@@ -35,7 +36,7 @@ from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.catalog import MethodConfig, build_method
 from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.pictures import Picture, draw_masks, save_picture, tile
-from uniovseg.records import MaskBatch, StepOutput
+from uniovseg.records import Batch, MaskBatch, PairBatch, StepOutput
 
 
 class DataConfig(Config):
@@ -45,7 +46,10 @@ class DataConfig(Config):
     view: ViewConfig = Field(ViewConfig(), description="the random view of each sample")
     sample: MaskSampleConfig = Field(MaskSampleConfig(), description="which masks of a view are used")
     window_groups: int = Field(64, ge=1, description="row groups shuffled together")
-    threads: int = Field(4, ge=1, description="threads that decode ahead, a worker (without Ray)")
+    feed: Literal["ray", "threads"] = Field(
+        "ray", description="who makes the samples of a run on Ray. ray: tasks on any CPU of the cluster; threads: the worker itself, best on few cores"
+    )
+    threads: int = Field(4, ge=1, description="threads that decode ahead, a worker (without Ray, or with feed=threads)")
 
 
 class ValidationConfig(Config):
@@ -145,7 +149,7 @@ class _Meter:
 def train(
     config: TrainConfig,
     method: TrainableMethod[Any],
-    batches: Callable[[int], Iterator[MaskBatch]],
+    batches: Callable[[int], Iterator[Batch]],
     recorder: Recorder,
     *,
     validate: Validate | None = None,
@@ -270,7 +274,7 @@ def restore(config: TrainConfig, method: TrainableMethod[Any], optimizer: torch.
     info = checkpoint.read_info(folder)
     now: dict[str, Any] = json.loads(config.model_dump_json())
     changed = [key for key in now if key not in RESUMABLE | RAY_KEYS and key != "data" and now[key] != info.config.get(key)]
-    changed += [f"data.{key}" for key in now["data"] if key != "threads" and now["data"][key] != info.config.get("data", {}).get(key)]
+    changed += [f"data.{key}" for key in now["data"] if key not in ("threads", "feed") and now["data"][key] != info.config.get("data", {}).get(key)]
     if changed:
         raise CheckpointError(
             "the checkpoint is of a run with another configuration",
@@ -350,28 +354,44 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def initial_method(config: TrainConfig) -> TrainableMethod[Any]:
-    """The run's method with the weights it starts from: random ones by the seed, or those of ``config.init``."""
+    """The run's method with the weights it starts from: random ones by the seed, or those of ``config.init``, with what it ``starts_fresh``."""
     method = build_method(config.method, config.seed)
     if config.init is not None:
         with checkpoint.opened(config.init) as folder:
-            checkpoint.load_weights(method, checkpoint.read_weights(folder), set(method.state()))
+            state = checkpoint.read_weights(folder)
+        given = {name.partition(".")[0] for name in state}
+        fresh = tuple(f"{name}." for name in method.starts_fresh if name not in given)
+        checkpoint.load_weights(method, state, {name for name in method.state() if not name.startswith(fresh or ("\0",))})
     return method
+
+
+def sample_maker(config: TrainConfig, method: TrainableMethod[Any]) -> SampleMaker[Any, Batch]:
+    """What turns the rows of ``config.data.train`` into the batches that `method` trains on."""
+    makers: dict[type, SampleMaker[Any, Batch]] = {
+        MaskBatch: MaskSampleMaker(config.data.view, config.data.sample, config.seed),
+        PairBatch: PairSampleMaker(config.data.view, config.seed),
+    }
+    return makers[method.batch_type]
+
+
+def local_batches(config: TrainConfig, method: TrainableMethod[Any], start: int, rank: int, world_size: int) -> Iterator[Batch]:
+    """This rank's micro-batches from step `start` on, without end, made by threads of this process."""
+    shards = ShardSet(config.data.train)
+    plan = Plan([group.rows for group in shards.groups], seed=config.seed, batch_size=config.batch_size, window_groups=config.data.window_groups)
+    slices = plan.slices(start, rank=rank, world_size=world_size, parts=config.accumulate)
+    return planned_batches(shards, slices, sample_maker(config, method), threads=config.data.threads, window_groups=config.data.window_groups)
 
 
 def run(config: TrainConfig) -> dict[str, float]:
     """Train in this process, without Ray, going on from the newest checkpoint in ``config.output``; returns the last validation's metrics."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = ShardSet(config.data.train)
-    plan = Plan([group.rows for group in shards.groups], seed=config.seed, batch_size=config.batch_size, window_groups=config.data.window_groups)
-    maker = SampleMaker(config.data.view, config.data.sample, config.seed)
+    method = initial_method(config)
 
-    def batches(start: int) -> Iterator[MaskBatch]:
-        slices = plan.slices(start, rank=0, world_size=1, parts=config.accumulate)
-        return planned_batches(shards, slices, maker, threads=config.data.threads, window_groups=config.data.window_groups)
+    def batches(start: int) -> Iterator[Batch]:
+        return local_batches(config, method, start, rank=0, world_size=1)
 
     found = checkpoints(folder)
-    method = initial_method(config)
     recorder = FolderRecorder(folder, config.keep_checkpoints)
     if found:
         recorder.rewind(checkpoint.read_info(found[-1]).step)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from uniovseg.data.feed import GroupReader, SampleMaker, planned_batches
+from uniovseg.data.feed import GroupReader, planned_batches
+from uniovseg.data.makers import MaskSampleMaker
 from uniovseg.data.plan import Plan, PlanItem
 from uniovseg.data.samples import MaskSampleConfig, collate, make_mask_sample, sample_seed
-from uniovseg.data.shards import ShardSet
+from uniovseg.data.shards import ShardSet, to_table
 from uniovseg.data.views import ViewConfig
 from uniovseg.errors import DataError
 from uniovseg.records import ImageMasks, MaskBatch, MaskSample
@@ -30,7 +31,7 @@ def plan_of(shards: ShardSet, batch_size: int, window_groups: int) -> Plan:
 
 def feed(shards: ShardSet, start: int, count: int, *, threads: int = 3, window_groups: int = 2, parts: int = 1) -> list[MaskBatch]:
     slices = plan_of(shards, 4, window_groups).slices(start, rank=0, world_size=1, parts=parts)
-    batches = planned_batches(shards, slices, SampleMaker(VIEW, SAMPLE, 1), threads=threads, window_groups=window_groups)
+    batches = planned_batches(shards, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=threads, window_groups=window_groups)
     return list(islice(batches, count))
 
 
@@ -46,7 +47,7 @@ def test_batches_are_those_of_the_plan(shards: ShardSet, scenes: list[ImageMasks
         items = plan_of(shards, 4, 2).batch(step)
         seeds = [sample_seed(1, item.epoch, scenes[first_row[item.group] + item.row].key) for item in items]
         samples = [make_mask_sample(scenes[first_row[item.group] + item.row], VIEW, SAMPLE, seed) for item, seed in zip(items, seeds, strict=True)]
-        assert_same(batch, collate(samples, seeds))
+        assert_same(batch, collate(samples))
 
 
 def test_every_row_once_an_epoch_with_new_views_in_the_next(shards: ShardSet) -> None:
@@ -75,7 +76,7 @@ def test_micro_batches_make_up_the_batch(shards: ShardSet) -> None:
 
 def test_a_feed_that_ends_gives_its_last_batches(shards: ShardSet) -> None:
     slices = islice(plan_of(shards, 4, 2).slices(0, rank=0, world_size=1), 2)
-    batches = planned_batches(shards, slices, SampleMaker(VIEW, SAMPLE, 1), threads=2, window_groups=2)
+    batches = planned_batches(shards, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=2, window_groups=2)
     assert [len(batch.keys) for batch in batches] == [4, 4]
 
 
@@ -84,18 +85,18 @@ class CountingShards(ShardSet):
 
     def __init__(self, uri: Path) -> None:
         super().__init__(uri)
-        self.read: list[int] = []
+        self.groups_read: list[int] = []
 
     def read_group(self, index: int):  # type: ignore[no-untyped-def]
-        self.read.append(index)
+        self.groups_read.append(index)
         return super().read_group(index)
 
 
 def test_a_group_is_read_about_once_an_epoch(shapes_shards: Path) -> None:
     counting = CountingShards(shapes_shards)
     slices = islice(plan_of(counting, 2, 2).slices(0, rank=0, world_size=1), 5)  # one epoch
-    list(planned_batches(counting, slices, SampleMaker(VIEW, SAMPLE, 1), threads=2, window_groups=2))
-    assert sorted(counting.read) == [0, 1, 2, 3]
+    list(planned_batches(counting, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=2, window_groups=2))
+    assert sorted(counting.groups_read) == [0, 1, 2, 3]
 
 
 def test_the_reader_keeps_the_newest_groups(shapes_shards: Path) -> None:
@@ -103,20 +104,20 @@ def test_the_reader_keeps_the_newest_groups(shapes_shards: Path) -> None:
     reader = GroupReader(counting, most=2)
     for group in (0, 1, 0, 3, 0, 1):  # 3 drives out 1, not 0
         assert reader.row(PlanItem(0, group, 0)).num_rows == 1
-    assert counting.read == [0, 1, 3, 1]
+    assert counting.groups_read == [0, 1, 3, 1]
     assert reader.row(PlanItem(0, 0, 2)).column("key")[0].as_py() == "sa_3"
 
 
 def test_an_image_that_cannot_be_read_is_named(scenes: list[ImageMasks]) -> None:
     broken = ImageMasks(**({name: getattr(scenes[0], name) for name in ImageMasks.__slots__} | {"key": "sa_99", "image": b"no jpeg"}))
     with pytest.raises(DataError, match="sample sa_99: the image cannot be decoded"):
-        SampleMaker(VIEW, SAMPLE, 0)(broken, 0)
+        MaskSampleMaker(VIEW, SAMPLE, 0).make(to_table([broken], ["x"], [0]), 0, 0)
 
 
 def test_abandoning_a_feed_ends_its_threads(shards: ShardSet) -> None:
     before = set(threading.enumerate())
     slices = plan_of(shards, 4, 2).slices(0, rank=0, world_size=1)
-    batches = planned_batches(shards, slices, SampleMaker(VIEW, SAMPLE, 1), threads=3, window_groups=2)
+    batches = planned_batches(shards, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=3, window_groups=2)
     next(batches)
     assert set(threading.enumerate()) - before
     batches.close()  # type: ignore[attr-defined]
@@ -124,9 +125,10 @@ def test_abandoning_a_feed_ends_its_threads(shards: ShardSet) -> None:
 
 
 def test_a_sample_is_drawn_from_its_own_seed(scenes: list[ImageMasks]) -> None:
-    maker = SampleMaker(VIEW, SAMPLE, 3)
-    sample, seed = maker(scenes[4], 2)
-    assert seed == sample_seed(3, 2, scenes[4].key)
-    expected: MaskSample = make_mask_sample(scenes[4], VIEW, SAMPLE, seed)
-    assert_same(collate([sample], [seed]), collate([expected], [seed]))
-    assert maker(scenes[4], 1)[1] != seed
+    maker = MaskSampleMaker(VIEW, SAMPLE, 3)
+    table = to_table(scenes, ["x"] * len(scenes), range(len(scenes)))
+    sample = maker.make(table, 4, 2)
+    assert sample.seed == sample_seed(3, 2, scenes[4].key)
+    expected: MaskSample = make_mask_sample(scenes[4], VIEW, SAMPLE, sample.seed)
+    assert_same(collate([sample]), collate([expected]))
+    assert maker.make(table, 4, 1).seed != sample.seed

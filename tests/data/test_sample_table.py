@@ -1,14 +1,16 @@
 """Training samples through Arrow: the same batch comes out, bit for bit."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from uniovseg.data.sample_table import SAMPLE_SCHEMA, to_batch, to_table
+from uniovseg.data.sample_table import MASK_SCHEMA, PAIR_SCHEMA, mask_samples, mask_table, pair_samples, pair_table
 from uniovseg.data.samples import MaskSampleConfig, collate, make_mask_sample
 from uniovseg.data.views import ViewConfig
-from uniovseg.records import ImageMasks, MaskBatch, MaskSample
+from uniovseg.records import ImageMasks, MaskBatch, MaskSample, PairSample
 
 
 @pytest.fixture(scope="module")
@@ -35,33 +37,48 @@ def assert_equal(found: MaskBatch, expected: MaskBatch) -> None:
 
 
 def test_round_trip(samples: list[MaskSample]) -> None:
-    seeds = [0, 2**62 + 1, 7]  # seeds have 63 bits
     assert [len(sample.masks) for sample in samples][1:] == [2, 0]
-    table = to_table(samples, seeds)
-    assert table.schema == SAMPLE_SCHEMA
-    assert_equal(to_batch(table), collate(samples, seeds))
+    seeded = [dataclasses.replace(sample, seed=2**62 + index) for index, sample in enumerate(samples)]  # seeds have 63 bits
+    table = mask_table(seeded)
+    assert table.schema == MASK_SCHEMA
+    assert_equal(collate(mask_samples(table)), collate(seeded))
 
 
 def test_slices_and_chunks(samples: list[MaskSample]) -> None:
     """Ray cuts and joins blocks as it likes."""
-    table = to_table(samples, [1, 2, 3])
-    assert_equal(to_batch(table.slice(1, 2)), collate(samples[1:], [2, 3]))
+    table = mask_table(samples)
+    assert_equal(collate(mask_samples(table.slice(1, 2))), collate(samples[1:]))
     chunked = pa.concat_tables([table.slice(2, 1), table.slice(0, 1)])
-    assert_equal(to_batch(chunked), collate([samples[2], samples[0]], [3, 1]))
+    assert_equal(collate(mask_samples(chunked)), collate([samples[2], samples[0]]))
 
 
 def test_a_batch_may_be_written_to(samples: list[MaskSample]) -> None:
     """Arrow's buffers are read-only and may be shared between processes; the batch owns its values."""
-    table = to_table(samples, [1, 2, 3])
-    batch = to_batch(table)
+    table = mask_table(samples)
+    batch = collate(mask_samples(table))
     batch.images.zero_()
     batch.masks[0].ends.zero_()
     batch.boxes_xyxy[0].zero_()
-    assert_equal(to_batch(table), collate(samples, [1, 2, 3]))
+    assert_equal(collate(mask_samples(table)), collate(samples))
 
 
 def test_views_that_are_flipped_and_arrays_that_are_not_contiguous(scenes: list[ImageMasks]) -> None:
     sample = make_mask_sample(scenes[3], ViewConfig(size=64, hflip=1.0), MaskSampleConfig(), 4)
     assert sample.view.scale_xy[0] < 0
-    turned = MaskSample(key=sample.key, image=np.asfortranarray(sample.image), view=sample.view, masks=sample.masks, boxes_xyxy=sample.boxes_xyxy)
-    assert_equal(to_batch(to_table([turned], [9])), collate([sample], [9]))
+    turned = dataclasses.replace(sample, image=np.asfortranarray(sample.image))
+    assert_equal(collate(mask_samples(mask_table([turned]))), collate([sample]))
+
+
+def test_pairs_come_back_too(samples: list[MaskSample]) -> None:
+    made = [
+        PairSample(
+            key=sample.key, image=sample.image, view=sample.view, masks=sample.masks, entities=tuple(f"thing {i}" for i in range(len(sample.masks)))
+        )
+        for sample in samples
+    ]
+    table = pair_table(made)
+    assert table.schema == PAIR_SCHEMA
+    for found, expected in zip(pair_samples(table), made, strict=True):
+        assert (found.key, found.view, found.entities) == (expected.key, expected.view, expected.entities)
+        assert found.masks == expected.masks
+        np.testing.assert_array_equal(found.image, expected.image)

@@ -162,9 +162,9 @@ def test_boxes_in_a_flipped_view() -> None:
 
 def test_collate_stacks_images_and_keeps_the_rest_ragged() -> None:
     samples: list[MaskSample] = [make_mask_sample(record_of(blobs(count, count)), VIEW, MaskSampleConfig(), count) for count in (3, 9)]
-    batch = collate(samples, [5, 6])
+    batch = collate(samples)
     assert batch.images.shape == (2, 3, 64, 64) and batch.images.dtype == torch.uint8
-    assert (batch.keys, batch.seeds) == (("sa_1", "sa_1"), (5, 6))
+    assert (batch.keys, batch.seeds) == (("sa_1", "sa_1"), (3, 9))
     for index, sample in enumerate(samples):
         assert np.array_equal(batch.images[index].numpy(), sample.image)
         assert batch.views[index] is sample.view and batch.masks[index] is sample.masks and batch.boxes_xyxy[index] is sample.boxes_xyxy

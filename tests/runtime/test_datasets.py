@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from uniovseg.data.feed import SampleMaker, planned_batches
+from uniovseg.data.feed import planned_batches
+from uniovseg.data.makers import MaskSampleMaker
 from uniovseg.data.plan import Plan
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.shards import ShardSet
@@ -14,7 +15,7 @@ from uniovseg.runtime import datasets
 from uniovseg.runtime.datasets import PlannedRows, PlanSource, ray_batches
 
 BATCH, WINDOW, SEED = 4, 2, 7
-MAKER = SampleMaker(ViewConfig(size=64), MaskSampleConfig(max_masks=6), SEED)
+MAKER = MaskSampleMaker(ViewConfig(size=64), MaskSampleConfig(max_masks=6), SEED)
 
 
 def rows_of(shards: ShardSet, rank: int, world_size: int, parts: int) -> PlannedRows:

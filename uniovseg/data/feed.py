@@ -1,21 +1,17 @@
 """From the plan to batches, in one process: row groups are read once a window, samples are made by threads ahead of the trainer.
 
-`GroupReader` and `SampleMaker` are the two halves that `uniovseg.runtime.datasets` runs as Ray Data tasks; `planned_batches` joins them with threads.
+`GroupReader` and a `SampleMaker` are the two halves that `uniovseg.runtime.datasets` runs as Ray Data tasks; `planned_batches` joins them with threads.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 
 import pyarrow as pa
 
+from uniovseg.data.makers import BatchT, SampleMaker, SampleT
 from uniovseg.data.plan import PlanItem
-from uniovseg.data.samples import MaskSampleConfig, collate, make_mask_sample, sample_seed
-from uniovseg.data.shards import ShardSet, to_record
-from uniovseg.data.views import ViewConfig
-from uniovseg.errors import DataError
-from uniovseg.records import ImageMasks, MaskBatch, MaskSample
+from uniovseg.data.shards import ShardSet
 
 
 class GroupReader:
@@ -43,29 +39,9 @@ class GroupReader:
         return table.slice(item.row, 1)
 
 
-class SampleMaker:
-    """Makes training samples from records; picklable.
-
-    Args:
-        view, sample: how views are drawn and masks are chosen.
-        seed: the run's seed.
-    """
-
-    def __init__(self, view: ViewConfig, sample: MaskSampleConfig, seed: int) -> None:
-        self.view, self.sample, self.seed = view, sample, seed
-
-    def __call__(self, record: ImageMasks, epoch: int) -> tuple[MaskSample, int]:
-        """The sample and its seed. Raises DataError that names the record."""
-        seed = sample_seed(self.seed, epoch, record.key)
-        try:
-            return make_mask_sample(record, self.view, self.sample, seed), seed
-        except DataError as error:
-            raise DataError(f"sample {record.key}: {error}", fix="ingest again with verify=decode to reject such files") from error
-
-
 def planned_batches(
-    shards: ShardSet, slices: Iterator[Sequence[PlanItem]], maker: SampleMaker, *, threads: int, window_groups: int
-) -> Iterator[MaskBatch]:
+    shards: ShardSet, slices: Iterator[Sequence[PlanItem]], maker: SampleMaker[SampleT, BatchT], *, threads: int, window_groups: int
+) -> Iterator[BatchT]:
     """Batches in the order of the plan, made ahead by threads.
 
     Args:
@@ -77,23 +53,17 @@ def planned_batches(
     """
     reader = GroupReader(shards, 2 * window_groups)
 
-    def prepare(pool: ThreadPoolExecutor, items: Sequence[PlanItem]) -> list[Future[tuple[MaskSample, int]]]:
-        return [pool.submit(partial(_make, maker, reader.row(item), item.epoch)) for item in items]
+    def prepare(pool: ThreadPoolExecutor, items: Sequence[PlanItem]) -> list[Future[SampleT]]:
+        return [pool.submit(maker.make, reader.row(item), 0, item.epoch) for item in items]
+
+    def collect(futures: list[Future[SampleT]]) -> BatchT:
+        return maker.collate([future.result() for future in futures])
 
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[list[Future[tuple[MaskSample, int]]]] = deque()
+        ahead: deque[list[Future[SampleT]]] = deque()
         for items in slices:
             ahead.append(prepare(pool, items))
             if len(ahead) > 2:
-                yield _collect(ahead.popleft())
+                yield collect(ahead.popleft())
         while ahead:
-            yield _collect(ahead.popleft())
-
-
-def _make(maker: Callable[[ImageMasks, int], tuple[MaskSample, int]], row: pa.Table, epoch: int) -> tuple[MaskSample, int]:
-    return maker(to_record(row, 0), epoch)
-
-
-def _collect(futures: list[Future[tuple[MaskSample, int]]]) -> MaskBatch:
-    made = [future.result() for future in futures]
-    return collate([sample for sample, _ in made], [seed for _, seed in made])
+            yield collect(ahead.popleft())

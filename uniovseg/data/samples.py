@@ -50,7 +50,7 @@ def make_mask_sample(record: ImageMasks, view_config: ViewConfig, sample_config:
     image = render(pixels, view, shrink)
     if view_config.colour_jitter:
         image = colour_jitter(image, rng)
-    return MaskSample(key=record.key, image=image, view=view, masks=masks.select(kept), boxes_xyxy=boxes_in_view(boxes[kept], view))
+    return MaskSample(key=record.key, image=image, view=view, masks=masks.select(kept), boxes_xyxy=boxes_in_view(boxes[kept], view), seed=seed)
 
 
 def boxes_in_view(boxes_xyxy: Tensor, view: View) -> Tensor:
@@ -61,13 +61,13 @@ def boxes_in_view(boxes_xyxy: Tensor, view: View) -> Tensor:
     return torch.cat([low.clamp(min=0), torch.minimum(high, limit)], dim=1)
 
 
-def collate(samples: Sequence[MaskSample], seeds: Sequence[int]) -> MaskBatch:
-    """Stack samples of one view size; `seeds` are their own random seeds."""
+def collate(samples: Sequence[MaskSample]) -> MaskBatch:
+    """Stack samples of one view size."""
     return MaskBatch(
         keys=tuple(sample.key for sample in samples),
         images=torch.from_numpy(np.stack([sample.image for sample in samples])),
         views=tuple(sample.view for sample in samples),
         masks=tuple(sample.masks for sample in samples),
         boxes_xyxy=tuple(sample.boxes_xyxy for sample in samples),
-        seeds=tuple(seeds),
+        seeds=tuple(sample.seed for sample in samples),
     )

@@ -8,6 +8,7 @@ be fused into a single task, which would decode a whole window on one core), and
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,19 +17,16 @@ from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from uniovseg.data import sample_table
-from uniovseg.data.feed import GroupReader, SampleMaker
+from uniovseg.data.feed import GroupReader
+from uniovseg.data.makers import BatchT, SampleMaker
 from uniovseg.data.plan import Plan
-from uniovseg.data.shards import SCHEMA, ShardSet, to_record
-from uniovseg.records import MaskBatch
+from uniovseg.data.shards import ShardSet
 
 ROWS_A_BLOCK = 32
 """About how many rows one *make* task turns into samples."""
 
 STEPS_A_DATASET = 4096
 """Steps that one Ray dataset covers; its tasks are listed up front, so a long run is a chain of datasets."""
-
-PLANNED_SCHEMA = SCHEMA.append(pa.field("epoch", pa.int64()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class PlannedRows:
         slices = islice(plan.slices(start, self.rank, self.world_size, self.parts), (stop - start) * self.parts)
         while block := [item for part in islice(slices, per_block) for item in part]:
             table = pa.concat_tables([reader.row(item) for item in block])
-            yield table.append_column(PLANNED_SCHEMA.field("epoch"), pa.array(np.array([item.epoch for item in block])))
+            yield table.append_column("epoch", pa.array(np.array([item.epoch for item in block])))
 
 
 class PlanSource(Datasource):  # type: ignore[misc]
@@ -73,18 +71,17 @@ class PlanSource(Datasource):  # type: ignore[misc]
             rows, end = self._rows, min(begin + self._steps, self._stop)
             share = rows.batch_size // rows.world_size
             metadata = BlockMetadata(num_rows=share * (end - begin), size_bytes=None, input_files=None, exec_stats=None)
-            return ReadTask(lambda: rows.read(begin, end), metadata, schema=PLANNED_SCHEMA)
+            return ReadTask(lambda: rows.read(begin, end), metadata)
 
         return [task(begin) for begin in range(self._start, self._stop, self._steps)]
 
 
-def make_samples(table: pa.Table, maker: SampleMaker) -> pa.Table:
+def make_samples(table: pa.Table, maker: SampleMaker[Any, Any]) -> pa.Table:
     """A block of planned rows as a block of training samples."""
-    made = [maker(to_record(table, row), table.column("epoch")[row].as_py()) for row in range(len(table))]
-    return sample_table.to_table([sample for sample, _ in made], [seed for _, seed in made])
+    return maker.pack([maker.make(table, row, table.column("epoch")[row].as_py()) for row in range(len(table))])
 
 
-def ray_batches(rows: PlannedRows, maker: SampleMaker, start: int, stop: int) -> Iterator[MaskBatch]:
+def ray_batches(rows: PlannedRows, maker: SampleMaker[Any, BatchT], start: int, stop: int) -> Iterator[BatchT]:
     """This rank's micro-batches of the steps [start, stop), by Ray Data."""
     share = rows.batch_size // rows.world_size // rows.parts
     rows_a_window = rows.window_groups * max(rows.rows_per_group)
@@ -102,4 +99,4 @@ def ray_batches(rows: PlannedRows, maker: SampleMaker, start: int, stop: int) ->
         # A split of one: the executor then runs in an actor of its own. In this process its thread would take the interpreter from the training step.
         (iterator,) = samples.streaming_split(1, equal=False)
         for table in iterator.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2):
-            yield sample_table.to_batch(table)
+            yield maker.unpack(table)

@@ -28,16 +28,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from uniovseg import checkpoint, storage
 from uniovseg.config import validate
-from uniovseg.data.feed import SampleMaker
 from uniovseg.data.shards import ShardSet
 from uniovseg.errors import CheckpointError, ConfigError, TrainingError
 from uniovseg.pictures import Picture
-from uniovseg.records import MaskBatch
+from uniovseg.records import Batch
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
 from uniovseg.runtime.session import quiet_ray_data, ray_session
 from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
 from uniovseg.storage import Location
-from uniovseg.training import TrainConfig, initial_method, make_validation, train
+from uniovseg.training import TrainConfig, initial_method, local_batches, make_validation, sample_maker, train
 
 CPUS_OF_A_FEED = 1.5
 """CPUs that a worker's feed needs at least: one *read* and one *make* task. With fewer Ray Data waits for ever."""
@@ -121,9 +120,11 @@ def _train(settings: dict[str, Any]) -> None:
         world_size=world_size,
         parts=config.accumulate,
     )
-    maker = SampleMaker(config.data.view, config.data.sample, config.seed)
+    maker = sample_maker(config, method)
 
-    def batches(start: int) -> Iterator[MaskBatch]:
+    def batches(start: int) -> Iterator[Batch]:
+        if config.data.feed == "threads":
+            return local_batches(config, method, start, rank, world_size)
         return ray_batches(rows, maker, start, config.steps)
 
     latest = ray.train.get_checkpoint()
@@ -195,7 +196,8 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
         )  # fmt: skip
     filesystem, path = output.filesystem()
     parent, _, name = path.rpartition("/")
-    cpus = math.ceil(config.workers * (config.cpus_per_worker + CPUS_OF_A_FEED))
+    cpus_of_a_feed = CPUS_OF_A_FEED if config.data.feed == "ray" else 0.0
+    cpus = math.ceil(config.workers * (config.cpus_per_worker + cpus_of_a_feed))
     with tracked_run(config.tracking, name, config) as run, ray_session(cpus):
         if output.is_local and sum(node["Alive"] for node in ray.nodes()) > 1:
             raise ConfigError(
