@@ -193,7 +193,7 @@ class Flaky(io.BytesIO):
 
 def test_read_errors_inside_a_part_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar, "pause", lambda _: None)
-    monkeypatch.setattr("uniovseg.runtime.ingest.BUFFER", 4096)
+    monkeypatch.setattr("uniovseg.data.tar.BUFFER", 4096)
     reasons = write_damaged_tar(tmp_path / "a.tar", 60, 20)
     data = (tmp_path / "a.tar").read_bytes()
     rng = random.Random(0)

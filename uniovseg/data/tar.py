@@ -11,11 +11,17 @@ reading goes on at the next valid header. Zeroed blocks are passed over, so that
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-from uniovseg.storage import ATTEMPTS, pause
+import pyarrow as pa
+
+from uniovseg.errors import StorageError
+from uniovseg.storage import ATTEMPTS, Location, pause
 
 BLOCK = 512
+
+BUFFER = 8 * 1024**2
+"""Bytes of one ranged read."""
 
 LOOK_BACK = 16 * BLOCK
 """How far before a part's begin the long name of its first header is looked for."""
@@ -78,6 +84,20 @@ class _Progress:
     position: int
     search: bool
     skip_first: bool
+
+
+def read_samples(source: str, size: int, begin: int, end: int) -> Iterator[TarSample | TarDamage]:
+    """`iter_samples` of the tar of `size` bytes at a URI. Raises StorageError when it cannot be read on."""
+    filesystem, path = Location(source).filesystem()
+
+    def open_at(offset: int) -> BinaryIO:
+        stream = filesystem.open_input_file(path).get_stream(offset, size - offset)
+        return cast(BinaryIO, pa.BufferedInputStream(stream, BUFFER))  # unbuffered, each header would be a request of its own
+
+    try:
+        yield from iter_samples(open_at, size, begin, end)
+    except OSError as error:
+        raise StorageError(f"reading {source}", seen=" ".join(str(error).split())[:300]) from error
 
 
 def iter_samples(open_at: OpenAt, size: int, begin: int = 0, end: int | None = None) -> Iterator[TarSample | TarDamage]:

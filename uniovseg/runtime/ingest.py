@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 import pyarrow as pa
 import ray
@@ -24,7 +24,7 @@ from uniovseg import storage
 from uniovseg.config import Config
 from uniovseg.data.coco import CocoImage, load_image, read_annotations
 from uniovseg.data.sa1b import parse_sample
-from uniovseg.data.tar import TarDamage, iter_samples
+from uniovseg.data.tar import TarDamage, read_samples
 from uniovseg.errors import ConfigError, DataError, StorageError, UniOVSegError
 from uniovseg.records import ImageMasks, Rejected
 from uniovseg.runtime.session import ray_session
@@ -33,9 +33,6 @@ from uniovseg.storage import Location
 
 IMAGES_A_PART = 64
 """Images of a COCO set that one task reads."""
-
-BUFFER = 8 * 1024**2
-"""Bytes of one ranged read of a tar."""
 
 
 class IngestConfig(Config):
@@ -62,20 +59,11 @@ class TarPart:
     def samples(self, *, decode: bool) -> Iterator[tuple[int, ImageMasks | Rejected]]:
         """Offset and record, or rejection, of each sample. Raises StorageError when the tar cannot be read on."""
         source = self.range.source
-        filesystem, path = Location(source).filesystem()
-
-        def open_at(offset: int) -> BinaryIO:
-            stream = filesystem.open_input_file(path).get_stream(offset, self.size - offset)
-            return cast(BinaryIO, pa.BufferedInputStream(stream, BUFFER))  # unbuffered, each header would be a request of its own
-
-        try:
-            for item in iter_samples(open_at, self.size, self.range.begin, self.range.end):
-                if isinstance(item, TarDamage):
-                    yield item.offset, Rejected(key=item.key, source=source, offset=item.offset, reason="damaged_tar", detail=item.detail)
-                else:
-                    yield item.offset, parse_sample(item.files, item.key, source, item.offset, decode=decode)
-        except OSError as error:
-            raise StorageError(f"reading {source}", seen=" ".join(str(error).split())[:300]) from error
+        for item in read_samples(source, self.size, self.range.begin, self.range.end):
+            if isinstance(item, TarDamage):
+                yield item.offset, Rejected(key=item.key, source=source, offset=item.offset, reason="damaged_tar", detail=item.detail)
+            else:
+                yield item.offset, parse_sample(item.files, item.key, source, item.offset, decode=decode)
 
 
 @dataclass(frozen=True, slots=True)
