@@ -3,16 +3,18 @@
 One path for both ways of stage 2: `uniovseg.runtime.match` writes what it gives to disk, and online training calls it in the loop.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from uniovseg.config import Config
 from uniovseg.mask_text_matching import FloatArray, MaskTextMatchingConfig, cost_matrix, match_mask_text
-from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
+from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.models.phrases import PhraseEmbeddings
-from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImageEntities, ImagePairs
 
 
@@ -26,7 +28,12 @@ class PairingConfig(Config):
 
 @torch.no_grad()
 def pair_image(
-    config: PairingConfig, method: PromptableSegmenter, phrases: PhraseEmbeddings, record: ImageEntities, image: NDArray[np.uint8]
+    config: PairingConfig,
+    method: PromptableSegmenter,
+    phrases: PhraseEmbeddings,
+    record: ImageEntities,
+    image: NDArray[np.uint8],
+    adapted: float = 0.0,
 ) -> ImagePairs:
     """Match the entities of one image.
 
@@ -36,12 +43,14 @@ def pair_image(
         phrases: text embeddings of entities, from the same CLIP.
         record: the image's entities, no two equal.
         image: [H, W, 3] uint8 RGB, the record's image decoded.
+        adapted: the adapter's share in the region embeddings, in [0, 1]; 0: the frozen CLIP's.
     """
     embedded = method.embed(image)
     proposals = method.propose(embedded, config.points_per_side)
     best = torch.arange(min(len(proposals.masks), config.max_masks))
     masks = proposals.masks.select(best)
-    costs = region_costs(config.matching.cost, method, phrases, embedded, masks, record.entities)
+    regions = method.region_embeddings(embedded, masks, adapted)
+    costs = region_costs(config.matching.cost, float(method.clip.logit_scale), regions, phrases(record.entities))
     found = match_mask_text(config.matching, costs)
     return ImagePairs(
         key=record.key,
@@ -58,11 +67,6 @@ def pair_image(
     )
 
 
-def region_costs(
-    kind: str, method: PromptableSegmenter, phrases: PhraseEmbeddings, embedded: EmbeddedImage, masks: RunLengthMasks, entities: tuple[str, ...]
-) -> FloatArray:
-    """The cost of each mask and entity at each of the segmenter's canvas sizes: [S, Q, T]."""
-    texts = phrases(entities)
-    scale = float(method.clip.logit_scale)
-    cosines = [(regions @ texts.T).cpu().numpy() for regions in method.region_embeddings(embedded, masks)]
-    return np.stack([cost_matrix(cosine, kind, scale) for cosine in cosines])
+def region_costs(kind: str, logit_scale: float, regions: Sequence[Tensor], texts: Tensor) -> FloatArray:
+    """The cost of each mask and entity at each canvas size, [S, Q, T], from S sets of region embeddings [Q, D] and text embeddings [T, D]."""
+    return np.stack([cost_matrix((region @ texts.T).cpu().numpy(), kind, logit_scale) for region in regions])

@@ -35,7 +35,7 @@ def test_a_table_gives_the_records_back(record: ImagePairs) -> None:
         record, key="b", counts=(), quality=np.zeros(0, np.float32), costs=np.zeros((2, 0, 2), np.float32),
         pairs=np.zeros((0, 2), np.int64), pair_costs=np.zeros(0, np.float32),
     )  # fmt: skip
-    table = pairs.to_table([record, none])
+    table = pairs.to_table([record, none], ["a.parquet"] * 2, [0, 1])
     for row, expected in enumerate([record, none]):
         found = pairs.to_record(table, row)
         for field in dataclasses.fields(ImagePairs):

@@ -15,6 +15,8 @@ from uniovseg.records import ImagePairs, PairBatch, PairSample
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
+        ("source", pa.string()),
+        ("offset", pa.int64()),
         ("image", pa.large_binary()),
         ("height", pa.int32()),
         ("width", pa.int32()),
@@ -30,17 +32,20 @@ SCHEMA = pa.schema(
 """One row an image. ``costs`` and ``pairs`` are flattened, last dimension fastest."""
 
 
-def to_table(records: Sequence[ImagePairs]) -> pa.Table:
-    """Records as an Arrow table of `SCHEMA`."""
-    flat = ("quality", "costs", "pairs", "pair_costs")
-    columns = {name: [getattr(record, name) for record in records] for name in SCHEMA.names if name not in flat}
-    columns |= {name: [getattr(record, name).reshape(-1) for record in records] for name in flat}
-    return pa.table(columns, schema=SCHEMA)
+FLAT = ("quality", "costs", "pairs", "pair_costs")
+PLAIN = ("key", "image", "height", "width", "counts", "entities", "sizes")
+
+
+def to_table(records: Sequence[ImagePairs], sources: Sequence[str], offsets: Sequence[int]) -> pa.Table:
+    """Records as an Arrow table of `SCHEMA`, with the file and the offset that each came from."""
+    columns = {name: [getattr(record, name) for record in records] for name in PLAIN}
+    columns |= {name: [getattr(record, name).reshape(-1) for record in records] for name in FLAT}
+    return pa.table(columns | {"source": list(sources), "offset": list(offsets)}, schema=SCHEMA)
 
 
 def to_record(table: pa.Table, row: int) -> ImagePairs:
     """One row of a table of `SCHEMA`."""
-    cells = {name: table.column(name)[row].as_py() for name in SCHEMA.names}
+    cells = {name: table.column(name)[row].as_py() for name in (*PLAIN, *FLAT)}
     counts, entities, sizes = (tuple(cells[name]) for name in ("counts", "entities", "sizes"))
     return ImagePairs(
         key=cells["key"],

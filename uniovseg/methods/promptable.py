@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from uniovseg.config import Config
 from uniovseg.data.regions import region_cells
@@ -62,13 +63,13 @@ class EmbeddedImage:
         image: [H, W, 3] uint8 RGB, as given.
         pixel: pixel features of the canvas (batch of 1).
         view: the canvas on the image.
-        dense: the CLIP's last maps by canvas side, each [C, s/32, s/32] with its view; filled when a mask is first named.
+        dense: last CLIP maps [C, s/32, s/32] with their views, by canvas side s and whether the adapter took part; filled when a mask is first named.
     """
 
     image: NDArray[np.uint8]
     pixel: PixelFeatures
     view: View
-    dense: dict[int, tuple[Tensor, View]] = field(default_factory=dict)
+    dense: dict[tuple[int, bool], tuple[Tensor, View]] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -103,9 +104,9 @@ class PromptableSegmenter(Method):
         pixel: PixelFeatures = self.generator.pixel_decoder(features)
         return pixel
 
-    def dense_features(self, images: Tensor) -> Tensor:
-        """The last CLIP map that regions are pooled from, adapted where there is an adapter: [B, C, H/32, W/32]."""
-        if self.adapter is None:
+    def dense_features(self, images: Tensor, adapted: bool = True) -> Tensor:
+        """The last CLIP map that regions are pooled from, adapted where there is an adapter and it is asked: [B, C, H/32, W/32]."""
+        if self.adapter is None or not adapted:
             with torch.no_grad():
                 return self.clip.features(images).res5
         dense: Tensor = self.adapter(self.clip, images, self.generator.pixel_decoder)
@@ -163,17 +164,30 @@ class PromptableSegmenter(Method):
         return torch.stack(scores).mean(0).cpu()
 
     @torch.no_grad()
-    def region_embeddings(self, embedded: EmbeddedImage, masks: RunLengthMasks) -> list[Tensor]:
-        """Unit embeddings [n, D] of masks at source resolution, for each of ``regions.sizes``."""
+    def region_embeddings(self, embedded: EmbeddedImage, masks: RunLengthMasks, adapted: float = 1.0) -> list[Tensor]:
+        """Unit embeddings [n, D] of masks at source resolution, for each of ``regions.sizes``.
+
+        Args:
+            embedded: the image.
+            masks: n masks.
+            adapted: the adapter's share s in [0, 1]: normalise((1 - s) frozen + s adapted) (method: 3.1). Without an adapter nothing changes.
+        """
+        share = 0.0 if self.adapter is None else adapted
         embeddings = []
         for size in self.config.regions.sizes:
-            if size not in embedded.dense:
-                canvas, view = self._canvas(embedded.image, size)
-                embedded.dense[size] = self.dense_features(canvas)[0], view
-            dense, view = embedded.dense[size]
-            cells = region_cells(masks, view, (dense.shape[1], dense.shape[2])).to(dense.device)
-            embeddings.append(self.clip.embed_regions(dense, cells))
+            mixed = torch.zeros(len(masks), self.clip.embed_dim, device=self.device)
+            for use_adapter, weight in ((False, 1 - share), (True, share)):
+                if weight > 0:
+                    mixed += weight * self._regions(embedded, masks, size, use_adapter)
+            embeddings.append(F.normalize(mixed, dim=-1))
         return embeddings
+
+    def _regions(self, embedded: EmbeddedImage, masks: RunLengthMasks, size: int, adapted: bool) -> Tensor:
+        if (size, adapted) not in embedded.dense:
+            canvas, view = self._canvas(embedded.image, size)
+            embedded.dense[size, adapted] = self.dense_features(canvas, adapted)[0], view
+        dense, view = embedded.dense[size, adapted]
+        return self.clip.embed_regions(dense, region_cells(masks, view, (dense.shape[1], dense.shape[2])).to(dense.device))
 
     def classifier(self, vocabulary: Vocabulary) -> TextClassifier:
         """The vocabulary's text embeddings, remembered by its fingerprint."""
