@@ -1,6 +1,8 @@
 """Evaluate a checkpoint, or predictions that lie in files.
 
 python jobs/evaluate.py promptable annotations=FILE images=FOLDER
+python jobs/evaluate.py semantic|panoptic checkpoint=FOLDER benchmark=ade20k_150 output=FOLDER
+python jobs/evaluate.py mask_classification annotations=FILE images=FOLDER output=FOLDER
 python jobs/evaluate.py score-panoptic --gt-json F --gt-dir D --pred-json F --pred-dir D
 python jobs/evaluate.py score-semantic --gt-dir D --pred-dir D --num-classes N --ignore V
 
@@ -16,16 +18,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from jobs import _cli, _score
 
 
-def promptable(argv: Sequence[str]) -> int:
-    # Imported where they are used: Ray and the models take seconds that the score commands need not spend.
-    from jobs import _model_evaluation
-    from uniovseg.runtime.evaluate import PromptableJobConfig
+def with_model(task: str) -> Callable[[Sequence[str]], int]:
+    def run(argv: Sequence[str]) -> int:
+        from jobs import _model_evaluation  # here, because Ray and the models take seconds that the score commands need not spend
 
-    return _cli.run(PromptableJobConfig, _model_evaluation.promptable, argv)
+        config_type, evaluate = _model_evaluation.TASKS[task]
+        return _cli.run(config_type, evaluate, argv)
+
+    return run
 
 
 TASKS: dict[str, Callable[[Sequence[str]], int]] = {
-    "promptable": promptable,
+    **{task: with_model(task) for task in ("promptable", "semantic", "panoptic", "mask_classification")},
     "score-panoptic": lambda argv: _score.print_score(_score.saved_panoptic, argv),
     "score-semantic": lambda argv: _score.print_score(_score.saved_semantic, argv),
 }

@@ -1,0 +1,169 @@
+"""The evaluation jobs on a shapes world of four scenes: the same numbers as without the job, in this process and on actors."""
+
+import csv
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from jobs import evaluate
+from uniovseg import checkpoint
+from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.config import load
+from uniovseg.data.benchmarks import open_benchmark
+from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
+from uniovseg.data.shapes_sets import write_panoptic
+from uniovseg.errors import ConfigError, DataError
+from uniovseg.evaluation.mask_classification import MaskClassificationConfig, MaskClassificationScore, classify_masks
+from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
+from uniovseg.methods.mask_generation import MaskGeneration
+from uniovseg.metrics import PanopticScore, SemanticScore
+from uniovseg.models.clip import ClipConfig, load_clip
+from uniovseg.open_vocabulary import SegmentationConfig
+from uniovseg.runtime.evaluate_words import SourceConfig, WordsJobConfig, evaluate_semantic_job, open_source
+from uniovseg.runtime.pool import PoolConfig, over_items
+from uniovseg.segmenter import Segmenter
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    scene = SceneConfig(size=96)
+    write_panoptic((draw_scene(scene, scene_rng(0, 9, index), held_out=True) for index in range(4)), folder / "evaluation", scene)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny_method: MaskGeneration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's checkpoint, naming regions at its own small canvas."""
+    folder = tmp_path_factory.mktemp("model")
+    checkpoint.save(folder, CheckpointInfo(step=0, method=tiny_method.config.model_dump(mode="json")), tiny_method.state())
+    return folder
+
+
+SETTINGS = ["method.regions.sizes=[64]", "method.regions.templates=simple", "device=cpu", "pictures=1"]
+
+
+def run(task: str, *arguments: object) -> None:
+    assert evaluate.main([task, *(str(item) for item in arguments)]) == 0
+
+
+def test_semantic_and_panoptic(root: Path, model: Path, mlflow_uri: str, tmp_path: Path) -> None:
+    found = open_benchmark("shapes", str(root))
+    source = [f"checkpoint={model}", "benchmark=shapes", f"root={root}", "limit=2", *SETTINGS]
+    for task in ("semantic", "panoptic"):
+        run(task, *source, f"output={tmp_path}/{task}", f"tracking.uri={mlflow_uri}", "tracking.experiment=words")
+    config = load(WordsJobConfig, None, [*source, f"output={tmp_path}"])
+    method = Segmenter.load(model, "cpu", config.method).method
+    items, classes = found.items[:2], len(found.vocabulary)
+    results = list(evaluate_semantic(method, found.semantic(items), found.vocabulary, SegmentationConfig()))
+    semantic = sum((item.score for item in results), SemanticScore.zero(classes))
+    panoptic = sum(
+        (item.score for item in evaluate_panoptic(method, found.panoptic(items), found.vocabulary, SegmentationConfig())), PanopticScore.zero(classes)
+    )
+    written = json.loads((tmp_path / "semantic/report.json").read_text())
+    assert written["semantic"] == semantic.summary()
+    assert written["images"] == 2
+    assert json.loads((tmp_path / "panoptic/report.json").read_text())["panoptic"] == json.loads(json.dumps(panoptic.summary(found.vocabulary)))
+    rows = list(csv.DictReader((tmp_path / "semantic/classes.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == [category.name for category in found.vocabulary.categories]
+    assert [float(row["iou"]) for row in rows if row["iou"]] == pytest.approx([value for value in semantic.iou() if value == value])
+    assert [int(row["pixels"]) for row in rows] == semantic.truth.tolist()
+    assert [int(row["predicted"]) for row in rows] == semantic.predicted.tolist()
+    page = (tmp_path / "semantic/report.html").read_text()
+    worst = min(results, key=lambda item: item.score.miou()).sample.key
+    assert page.index("Worst images") < page.index(f"<b>{worst}</b>") < page.index("Best images")
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    runs = client.search_runs([client.get_experiment_by_name("words").experiment_id])
+    logged = {item.info.run_name: item for item in runs}
+    assert logged["semantic"].data.metrics["miou"] == pytest.approx(semantic.miou())
+    assert logged["panoptic"].data.metrics["All pq"] == pytest.approx(panoptic.quality().pq)
+    assert {item.path for item in client.list_artifacts(logged["semantic"].info.run_id)} >= {"classes.csv", "report.html"}
+
+
+def test_mask_classification(root: Path, clip_weights: Path, tmp_path: Path) -> None:
+    found = open_benchmark("shapes", str(root))
+    sizes = "masks.sizes=[64, 96]"
+    run(
+        "mask_classification",
+        "benchmark=shapes",
+        f"root={root}",
+        sizes,
+        "masks.templates=simple",
+        f"clip.weights={clip_weights}",
+        f"output={tmp_path}",
+    )
+    config = MaskClassificationConfig(sizes=(64, 96), templates="simple")
+    clip = load_clip(ClipConfig(weights=str(clip_weights)))
+    zero = MaskClassificationScore.zero((64, 96), len(found.vocabulary))
+    expected = sum(classify_masks(clip, found.panoptic(), found.vocabulary, config), zero).summary()
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert list(written["mask_classification"]["subsets"]) == ["64", "96", "64+96"]
+    for name, row in written["mask_classification"]["subsets"].items():
+        assert row["accuracy"] == expected["subsets"][name]["accuracy"]
+        assert row["seconds"] > 0
+    rows = list(csv.DictReader((tmp_path / "classes.csv").read_text().splitlines()))
+    assert sum(int(row["masks"]) for row in rows) == expected["masks"]
+    right = sum(int(row["masks"]) * float(row["64+96"]) for row in rows if row["64+96"])
+    assert right / expected["masks"] == pytest.approx(expected["subsets"]["64+96"]["accuracy"])
+
+
+def test_sources(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    found = open_source(SourceConfig(benchmark="shapes", limit=2))
+    assert (found.name, len(found.items)) == ("shapes", 2)
+    folder = root / "evaluation"
+    same = open_source(SourceConfig(annotations=str(folder / "panoptic.json"), panoptic=str(folder / "panoptic")))
+    assert same.vocabulary.categories == found.vocabulary.categories
+    assert same.items[:2] == tuple(replace(item) for item in found.items)
+    words = tmp_path / "words.json"
+    listed = [{"id": item.id, "name": f"a {item.name}"} for item in found.vocabulary.categories]
+    words.write_text(json.dumps({"name": "mine", "categories": listed}))
+    assert open_source(SourceConfig(benchmark="shapes", vocabulary=str(words))).vocabulary.name == "mine"
+    words.write_text(json.dumps({"name": "mine", "categories": listed[1:]}))
+    with pytest.raises(ConfigError, match="other ids than the set"):
+        open_source(SourceConfig(benchmark="shapes", vocabulary=str(words)))
+    for wrong in (SourceConfig(), SourceConfig(benchmark="shapes", annotations="x.json")):
+        with pytest.raises(ConfigError, match="either benchmark or annotations"):
+            open_source(wrong)
+
+
+def test_what_is_missing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["semantic", "benchmark=pc_459", f"root={tmp_path}", f"output={tmp_path}/out"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pc_459 is not here" in error
+    assert error.endswith("python jobs/prepare.py pc_459\n")
+    assert evaluate.main(["semantic", f"output={tmp_path}/out"]) == 2
+    assert evaluate.main(["panoptic", "benchmark=shapes"]) == 2
+
+
+def refuse_three() -> "partial[int]":
+    return partial(_refuse, 3)
+
+
+def _refuse(wrong: int, item: int) -> int:
+    if item == wrong:
+        raise DataError("not this one", seen=item)
+    return item * item
+
+
+def test_items_in_this_process() -> None:
+    assert list(over_items(PoolConfig(), refuse_three, [2, 5, 4])) == [4, 25, 16]
+    with pytest.raises(DataError, match="not this one; seen: 3"):
+        list(over_items(PoolConfig(), refuse_three, [2, 3]))
+
+
+@pytest.mark.cluster
+def test_actors_give_the_same(root: Path, model: Path, tmp_path: Path, ray_cluster: None) -> None:
+    settings = [f"checkpoint={model}", "benchmark=shapes", f"root={root}", "limit=2", *SETTINGS]
+    alone = evaluate_semantic_job(load(WordsJobConfig, None, [*settings, f"output={tmp_path}/alone"]))
+    spread = evaluate_semantic_job(load(WordsJobConfig, None, [*settings, f"output={tmp_path}/spread", "pool.workers=2"]))
+    assert spread["semantic"] == alone["semantic"]
+    assert (tmp_path / "spread/classes.csv").read_text() == (tmp_path / "alone/classes.csv").read_text()
+    assert list(over_items(PoolConfig(workers=2), refuse_three, range(4, 20))) == [item * item for item in range(4, 20)]
+    with pytest.raises(DataError, match="not this one; seen: 3"):
+        list(over_items(PoolConfig(workers=2), refuse_three, range(10)))

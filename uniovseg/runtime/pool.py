@@ -1,0 +1,63 @@
+"""One function over many items: in this process, or on a pool of actors that each build it once. The results come in the items' order."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+from pydantic import Field
+from ray.util import ActorPool
+
+from uniovseg.config import Config
+from uniovseg.errors import UniOVSegError
+from uniovseg.runtime.session import ray_session
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class PoolConfig(Config):
+    """Where work is done."""
+
+    workers: int = Field(0, ge=0, description="actors; 0: this process")
+    cpus_per_worker: float = Field(1, ge=0, description="CPUs of an actor, and its threads of torch")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of an actor; a fraction shares one")
+
+
+class _Worker:
+    """What an actor holds."""
+
+    def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
+        self.call = build()
+
+    def run(self, item: Any) -> Any:
+        return self.call(item)
+
+
+def over_items(config: PoolConfig, build: Callable[[], Callable[[ItemT], ResultT]], items: Iterable[ItemT]) -> Iterator[ResultT]:
+    """Call what `build` returns on each item.
+
+    Args:
+        config: how many actors.
+        build: makes the function (it loads the model); called once in each actor, so that it and the items must pickle.
+        items: what to call it on.
+
+    Raises:
+        UniOVSegError: as the function raises it.
+    """
+    if not config.workers:
+        call = build()
+        for item in items:
+            yield call(item)
+        return
+    with ray_session(config.workers + 1):
+        worker = ray.remote(_Worker).options(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)
+        actors = [worker.remote(build) for _ in range(config.workers)]
+        try:
+            yield from ActorPool(actors).map(lambda actor, item: actor.run.remote(item), items)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UniOVSegError):
+                raise error.cause from None
+            raise
+        finally:
+            for actor in actors:
+                ray.kill(actor)
