@@ -1,32 +1,27 @@
 """Ingest: SA-1B tars or COCO sets to a shard set, by Ray Data.
 
-The source is cut into parts: a byte range of a tar, a range of a COCO set's images. A part is one read task of a datasource of our own, which streams
-the samples, checks each, writes shard, rejects and commit (`uniovseg.runtime.shards`), and gives one row: its commit. Ray retries a task whose worker
-dies; a read error inside a part goes on at the first sample not yet kept (`uniovseg.data.tar`).
+The source is cut into parts: a byte range of a tar, a range of a COCO set's images. A part is one task (`uniovseg.runtime.parts`), which streams
+the samples, checks each, and writes shard, rejects and commit; a read error inside a part goes on at the first sample not yet kept (`uniovseg.data.tar`).
 """
 
 import dataclasses
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-import pyarrow as pa
-import ray
 from pydantic import Field
-from ray.data import Datasource
-from ray.data.block import BlockMetadata
-from ray.data.datasource import ReadTask
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from uniovseg import storage
 from uniovseg.config import Config
 from uniovseg.data.coco import CocoImage, load_image, read_annotations
 from uniovseg.data.sa1b import parse_sample
 from uniovseg.data.tar import TarDamage, read_samples
-from uniovseg.errors import ConfigError, DataError, StorageError, UniOVSegError
+from uniovseg.errors import DataError
 from uniovseg.records import ImageMasks, Rejected
+from uniovseg.runtime.parts import check_commits, run_parts
 from uniovseg.runtime.session import ray_session
 from uniovseg.runtime.shards import Commit, PartRange, read_commits, write_manifest, write_part
 from uniovseg.storage import Location
@@ -114,32 +109,6 @@ def _range(location: Location, begin: int, end: int) -> PartRange:
     return PartRange(name=f"{stem}-{zlib.crc32(location.uri.encode()):08x}-{begin:014d}", source=location.uri, begin=begin, end=end)
 
 
-class PartsSource(Datasource):  # type: ignore[misc]
-    """A Ray datasource with one read task a part; a task ingests its part and gives one row, its commit."""
-
-    def __init__(self, parts: Sequence[Part], config: IngestConfig) -> None:
-        super().__init__()
-        self._parts, self._config = parts, config
-
-    def estimate_inmemory_data_size(self) -> int:
-        """The rows are small: a commit each."""
-        return 1024 * len(self._parts)
-
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None) -> list[ReadTask]:
-        """One task a part, whatever parallelism is asked for."""
-        return [self._read_task(part, self._config) for part in self._parts]
-
-    @staticmethod
-    def _read_task(part: Part, config: IngestConfig) -> ReadTask:
-        def read() -> Iterator[pa.Table]:
-            samples = part.samples(decode=config.verify == "decode")
-            commit = write_part(part.range, samples, Location.of(config.output), config.rows_per_group)
-            yield pa.table({"commit": [commit.model_dump_json()]})
-
-        metadata = BlockMetadata(num_rows=1, size_bytes=1024, input_files=[part.range.source], exec_stats=None)
-        return ReadTask(read, metadata, schema=pa.schema([("commit", pa.string())]))
-
-
 def ingest(config: IngestConfig) -> dict[str, Any]:
     """Ingest what is not yet committed, then write the manifest; returns the counts.
 
@@ -152,11 +121,11 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     output = Location(config.output)
     parts = plan_parts(config)
     commits = read_commits(output)
-    _check_commits(commits, parts)
+    check_commits(commits, parts, "part_bytes")
     left = [part for part in parts if part.range.name not in commits]
     if left:
         with ray_session(config.cpus):
-            commits |= _run(left, config, len(parts))
+            commits |= run_parts(left, partial(_ingest_part, config), "ingesting parts", len(parts))
     manifest = write_manifest(output, [commits[part.range.name] for part in parts])
     return {
         "samples": manifest.samples, "masks": manifest.masks, "rejected": sum(manifest.rejects.values()), "rejects": manifest.rejects,
@@ -165,29 +134,6 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _check_commits(commits: dict[str, Commit], parts: Sequence[Part]) -> None:
-    planned = {part.range.name: part.range for part in parts}
-    for name, commit in commits.items():
-        if planned.get(name) != commit.part:
-            raise ConfigError(
-                "the output holds parts of another source, or of another part_bytes", seen=name,
-                fix="give another output folder, or the source and part_bytes that it was begun with",
-            )  # fmt: skip
-
-
-def _run(parts: Sequence[Part], config: IngestConfig, total: int) -> dict[str, Commit]:
-    """Ingest parts on Ray, with a progress bar over all `total` parts; the commits by part name."""
-    commits: dict[str, Commit] = {}
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-        bar = progress.add_task("ingesting parts", total=total, completed=total - len(parts))
-        rows = ray.data.read_datasource(PartsSource(parts, config), override_num_blocks=len(parts))
-        try:
-            for row in rows.iter_rows():
-                commit = Commit.model_validate_json(row["commit"])
-                commits[commit.part.name] = commit
-                progress.advance(bar)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UniOVSegError):
-                raise StorageError("a part could not be ingested", seen=error.cause, fix="run the same command again to go on") from None
-            raise
-    return commits
+def _ingest_part(config: IngestConfig, part: Part) -> Commit:
+    samples = part.samples(decode=config.verify == "decode")
+    return write_part(part.range, samples, Location.of(config.output), config.rows_per_group)
