@@ -46,3 +46,7 @@ class MissingFileError(StorageError):
 
 class TrainingError(UniOVSegError):
     """A training run that must stop: a loss that is not finite, an impossible plan."""
+
+
+class EndpointError(UniOVSegError):
+    """A language model's endpoint that does not answer, or refuses whatever it is asked."""
