@@ -17,7 +17,7 @@ from uniovseg.errors import DataError
 Schema = dict[str, Any]
 
 TEXT = r"[A-Za-z0-9 ,.;:'()&/%-]"
-"""Characters of a caption in a reply; an entity has no sentence marks."""
+"""Characters of a caption in a reply, after a first letter; an entity has no sentence marks."""
 PHRASE = r"[A-Za-z0-9 '&/-]"
 
 
@@ -31,12 +31,12 @@ class ReplyLimits(Config):
 
 def caption_schema(limits: ReplyLimits) -> Schema:
     """The JSON schema of a reply with a caption."""
-    return _object("caption", {"type": "string", "pattern": f"^{TEXT}{{1,{limits.caption_characters}}}$"})
+    return _object("caption", {"type": "string", "pattern": f"^[A-Za-z]{TEXT}{{0,{limits.caption_characters - 1}}}$"})
 
 
 def entities_schema(limits: ReplyLimits) -> Schema:
     """The JSON schema of a reply with entities."""
-    phrase = {"type": "string", "pattern": f"^{PHRASE}{{1,{limits.entity_characters}}}$"}
+    phrase = {"type": "string", "pattern": f"^[A-Za-z0-9]{PHRASE}{{0,{limits.entity_characters - 1}}}$"}
     return _object("entities", {"type": "array", "items": phrase, "maxItems": limits.entities})
 
 
