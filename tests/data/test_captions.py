@@ -11,7 +11,6 @@ import pytest
 
 from tests.data.sa1b_samples import make_record
 from uniovseg.data.captions import COLUMNS, coco_captions, list_sources, parquet_ranges, read_coco, read_parquet, read_tar
-from uniovseg.data.shapes_sets import ShapesConfig, write_shapes
 from uniovseg.errors import DataError
 from uniovseg.records import ImageText, Rejected
 
@@ -128,14 +127,6 @@ def test_real_coco_captions() -> None:
     assert len(items) == len(parsed["images"])
     assert all(item.caption.count(".") >= 5 for item in items)
     assert all(isinstance(record, ImageText) for _, record in read_coco(items[:8], 0))
-
-
-def test_the_shapes_worlds_pairs_are_read(tmp_path: Path) -> None:
-    write_shapes(ShapesConfig(output=str(tmp_path), image_masks=0, image_text=3, evaluation=0, processes=1))
-    (source,) = list_sources(tmp_path / "image_text", ".parquet")
-    records = [record for begin, end in parquet_ranges(source.uri, 512) for _, record in read_parquet(source.uri, begin, end)]
-    assert [record.key for record in records] == ["text_1", "text_2", "text_3"]
-    assert all(isinstance(record, ImageText) for record in records)
 
 
 def test_no_sources_are_told(tmp_path: Path) -> None:

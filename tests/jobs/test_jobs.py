@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import _cli, evaluate, ingest, make_shapes, pretrain_clip, train
+from jobs import _cli, evaluate, ingest, make_shapes, pretrain_clip, refine, train
 from jobs import benchmark as benchmark_job
 from uniovseg.config import Config, fields
 from uniovseg.data.shapes_sets import ShapesConfig
 from uniovseg.pretraining import PretrainConfig
 from uniovseg.runtime.ingest import IngestConfig
+from uniovseg.runtime.refine import RefineConfig
 from uniovseg.runtime.train import TrainJobConfig
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -20,6 +21,8 @@ CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 JOBS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]], list[str]]] = {
     "train": (TrainJobConfig, train.main, ["--config", str(CONFIGS / "stage1_shapes.yaml"), "optim.lr=3e-4", "workers=2"]),
     "train_full": (TrainJobConfig, train.main, ["--config", str(CONFIGS / "stage1_sa1b.yaml"), "method.generator.decoder_layers=3"]),
+    "refine": (RefineConfig, refine.main, ["--config", str(CONFIGS / "refine.yaml"), "captioner.concurrency=3"]),
+    "refine_shapes": (RefineConfig, refine.main, ["--config", str(CONFIGS / "refine_shapes.yaml"), "part_samples=64"]),
     "make_shapes": (ShapesConfig, make_shapes.main, ["scene.size=96", "image_masks=5"]),
     "pretrain_clip": (PretrainConfig, pretrain_clip.main, ["--config", str(CONFIGS / "shapes_clip.yaml"), "seed=4"]),
 }
@@ -44,7 +47,7 @@ def test_what_dry_run_prints_is_a_configuration_of_the_same_run(name: str, tmp_p
             assert float(found) == float(value)
 
 
-@pytest.mark.parametrize("config_type", [TrainJobConfig, PretrainConfig, IngestConfig, ShapesConfig])
+@pytest.mark.parametrize("config_type", [TrainJobConfig, PretrainConfig, IngestConfig, RefineConfig, ShapesConfig])
 def test_help_lists_every_key_with_its_default(config_type: type[Config]) -> None:
     shown = _cli.key_help(config_type)
     for field in fields(config_type):
