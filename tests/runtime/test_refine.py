@@ -2,11 +2,13 @@
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
 from collections import Counter
@@ -66,6 +68,29 @@ def test_the_shapes_captions_by_rules_in_this_process(source: str, pairs: list[I
     assert (manifest.samples, manifest.entities, manifest.models) == (PAIRS, report["entities"], {})
     assert manifest.settings == {"refine": "none", "parser": "rules"}
     assert refine_here(RefineConfig(source=source, output=str(tmp_path), part_samples=8))["parts_already_done"] == 3
+
+
+def test_webdataset_tars_and_coco_captions_give_the_same_entities(pairs: list[ImageText], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uniovseg.runtime.refine.TAR_BYTES", 20_000)
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "images").mkdir()
+    with tarfile.open(tmp_path / "tars/a.tar", "w") as archive:
+        for pair in pairs:
+            for ending, data in (("jpg", pair.image), ("txt", pair.caption.encode())):
+                info = tarfile.TarInfo(f"{pair.key}.{ending}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+            (tmp_path / f"images/{pair.key}.jpg").write_bytes(pair.image)
+    images = [{"id": number, "file_name": f"{pair.key}.jpg"} for number, pair in enumerate(pairs)]
+    notes = [{"image_id": number, "caption": pair.caption} for number, pair in enumerate(pairs)]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
+
+    by_tar = refine_here(RefineConfig(source=str(tmp_path / "tars"), format="webdataset", output=str(tmp_path / "a")))
+    by_coco = refine_here(RefineConfig(source=str(tmp_path / "captions.json"), format="coco", output=str(tmp_path / "b"), part_samples=6))
+    assert by_tar["parts"] > 2 and by_coco["parts"] == 4
+    for found, said in zip(read_entities(tmp_path / "a"), read_entities(tmp_path / "b"), strict=True):
+        assert (found.key, found.image, found.entities) == (said.key, said.image, said.entities)
+    assert by_tar["samples"] == PAIRS
 
 
 def test_what_names_nothing_is_rejected_with_its_caption(tmp_path: Path, pairs: list[ImageText]) -> None:

@@ -168,7 +168,8 @@ class Endpoint:
     async def _send(self, body: dict[str, Any]) -> Answer | Refusal:
         """One try. Raises _TryAgainError, or EndpointError where no other try or input can help."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self.config.timeout))
+            connections = aiohttp.TCPConnector(limit=0)  # the slots bound them; a wait for a connection would count as time for the answer
+            self._session = aiohttp.ClientSession(connector=connections, timeout=aiohttp.ClientTimeout(total=self.config.timeout))
         secret = os.environ.get(self.config.key_variable)
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self.sent += 1

@@ -50,7 +50,7 @@ TAR_BYTES = 64 * 1024**2
 """Bytes of a tar that one task reads."""
 
 AT_ONCE = 64
-"""Pairs of a part that are worked on at a time."""
+"""Pairs of a part that are worked on at a time; a cluster of n CPUs, a part each, has at most n times as many requests under way."""
 
 SETTINGS = "part_samples, refine, parser, model, prompt, parameters or limits"
 
