@@ -4,20 +4,26 @@ SEED ?= 0
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install quickstart test test-slow shapes-full real lint types contracts format clean
+.PHONY: help install run-install quickstart test test-slow shapes-full real lint types contracts format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: .venv/installed ## set up .venv with the tested versions
+install: .venv/installed ## set up .venv with the tested versions, and what tests and checks need
 
-.venv/installed: pyproject.toml constraints.txt
+run-install: .venv/run-installed ## set up .venv with what running needs, no more
+
+.venv/run-installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed: .venv/run-installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-quickstart: install ## the whole method on the shapes world, on the CPU (SEED=n)
+quickstart: run-install ## the whole method on the shapes world, on the CPU (SEED=n)
 	$(BIN)/python jobs/quickstart.py seed=$(SEED)
 
 test: install ## the default tests
@@ -26,10 +32,10 @@ test: install ## the default tests
 test-slow: install ## the tests that take more than a minute
 	$(BIN)/python -m pytest -m slow
 
-shapes-full: install ## train the shapes model that is shipped (SEED=n)
+shapes-full: run-install ## train the shapes model that is shipped (SEED=n)
 	$(BIN)/python jobs/quickstart.py --config jobs/configs/shapes_full.yaml seed=$(SEED)
 
-real: install ## train and evaluate on real images (reads UNIOVSEG_REAL_DATA)
+real: run-install ## train and evaluate on real images (reads UNIOVSEG_REAL_DATA)
 	$(BIN)/python jobs/real.py
 
 lint: install ## ruff: lint and format

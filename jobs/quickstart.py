@@ -1,4 +1,4 @@
-"""The whole method on the shapes world, on a laptop: data, ingest, stage 1, evaluation."""
+"""The whole method on the shapes world, on a laptop: data, ingest, stage 1, entities, matching, stage 2, evaluation."""
 
 import shutil
 import sys
@@ -12,7 +12,7 @@ from uniovseg.runtime.quickstart import QuickstartConfig, quickstart
 
 def main(config: QuickstartConfig) -> dict[str, object]:
     """Run everything anew in config.output."""
-    for name in ("shapes", "shards", "stage1", "untrained"):
+    for name in ("shapes", "shards", "stage1", "untrained", "entities", "pairs", "stage2"):
         shutil.rmtree(Path(config.output) / name, ignore_errors=True)
     return quickstart(config)
 

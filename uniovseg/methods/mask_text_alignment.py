@@ -56,13 +56,15 @@ class MaskTextAlignment(PromptableSegmenter, TrainableMethod[PairBatch]):
     def pair_cosines(self, batch: PairBatch) -> Tensor:
         """Cosine [K] of each pair's region and entity, over the whole batch; without pairs it is empty and still connected to the adapter."""
         dense = self.dense_features(batch.images)
+        phrases = [phrase for each in batch.entities for phrase in each]
+        if not phrases:
+            return dense.flatten()[:0].float()
         size = (dense.shape[2], dense.shape[3])
         regions = [
             self.clip.embed_regions(features, region_cells(masks, view, size).to(dense.device))
             for features, masks, view in zip(dense, batch.masks, batch.views, strict=True)
         ]
-        texts = self._phrases([phrase for phrases in batch.entities for phrase in phrases])
-        return (torch.cat(regions) * texts).sum(1)
+        return (torch.cat(regions) * self._phrases(phrases)).sum(1)
 
 
 def build_mask_text_alignment(config: MaskTextAlignmentConfig, seed: int) -> MaskTextAlignment:

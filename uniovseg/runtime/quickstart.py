@@ -1,6 +1,10 @@
-"""The whole method on the shapes world, from nothing: make the sets, ingest, train stage 1, evaluate prompts; a table, pictures and one report at the end."""
+"""The whole method on the shapes world, from nothing, with a table, pictures and one report at the end.
+
+Make the sets, ingest, train stage 1, evaluate prompts; then captions to entities, masks matched with entities, train the adapter, evaluate naming.
+"""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,22 @@ from rich.table import Table
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import Config, load
+from uniovseg.data.shapes import CLASS_NAMES, HELD_OUT
 from uniovseg.data.shapes_sets import ShapesConfig, write_shapes
 from uniovseg.methods.catalog import build_method
+from uniovseg.pictures import save_picture, tile
+from uniovseg.runtime.alignment import AlignmentConfig, compare_alignment
 from uniovseg.runtime.evaluate import PromptableJobConfig, evaluate_promptable_job
 from uniovseg.runtime.ingest import IngestConfig, ingest
+from uniovseg.runtime.match import MatchConfig, match, pictures_of_pairs
+from uniovseg.runtime.refine import RefineConfig, refine_here
 from uniovseg.runtime.session import ray_session
 from uniovseg.runtime.tracking import TrackingConfig
 from uniovseg.runtime.train import TrainJobConfig, fit
+
+
+CPUS = 4
+"""Slots of the local Ray cluster that serves the whole run: two training workers, and Ray Data beside them."""
 
 
 class QuickstartConfig(Config):
@@ -32,14 +45,22 @@ class QuickstartConfig(Config):
     evaluation: int = Field(64, ge=8, description="labelled scenes to evaluate on")
     train: str = Field("jobs/configs/stage1_shapes.yaml", description="configuration of stage 1")
     steps: int = Field(450, ge=1, description="optimizer steps of stage 1")
+    match: str = Field("jobs/configs/match_shapes.yaml", description="configuration of mask-text matching")
+    align: str = Field("jobs/configs/stage2_shapes.yaml", description="configuration of stage 2")
+    align_steps: int = Field(120, ge=1, description="optimizer steps of stage 2; stage 2 is left out where image_text is 0")
     threads: int = Field(1, ge=1, description="CPU threads of torch; on two cores a second one costs more than it gives, beside the feed")
     tracking: TrackingConfig = Field(TrackingConfig(uri="sqlite:///runs/mlflow.db", experiment="uniovseg-quickstart"), description="MLflow")
 
 
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Run it; returns the report. `promptable` holds the IoUs as fractions: trained, untrained, and of the box taken as the mask."""
-    console = Console()
     started = time.perf_counter()
+    with ray_session(CPUS):
+        return _run(config, started)
+
+
+def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
+    console = Console()
     torch.set_num_threads(config.threads)
     seconds: dict[str, float] = {}
 
@@ -61,18 +82,18 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         [f"output={config.output}/stage1", f"seed={config.seed}", f"steps={config.steps}", f"threads={config.threads}",
          f"data.train={config.output}/shards", f"validation.shards={config.output}/shards"],
     ).model_copy(update={"tracking": config.tracking})  # fmt: skip
-    with ray_session(job.workers + 2):
-        begin("ingest: SA-1B tars to Parquet shards (Ray Data)")
-        ingested = ingest(IngestConfig(source=f"{config.output}/shapes/image_masks", output=f"{config.output}/shards", part_bytes=8 * 1024**2))
-        begin("stage 1: a promptable segmenter over the frozen CLIP (Ray Train)")
-        trained = fit(job)
+    begin("ingest: SA-1B tars to Parquet shards (Ray Data)")
+    ingested = ingest(IngestConfig(source=f"{config.output}/shapes/image_masks", output=f"{config.output}/shards", part_bytes=8 * 1024**2))
+    begin("stage 1: a promptable segmenter over the frozen CLIP (Ray Train)")
+    trained = fit(job)
 
-    def evaluate(folder: str, title: str) -> dict[str, float]:
+    def evaluate(folder: str, title: str, limit: int) -> dict[str, float]:
         begin(title)
         settings = PromptableJobConfig(
             checkpoint=f"{config.output}/{folder}",
             annotations=f"{config.output}/shapes/evaluation/panoptic.json",
             output=f"{config.output}/{folder}_promptable",
+            limit=limit,
             threads=config.threads,
         )
         scores: dict[str, float] = evaluate_promptable_job(settings)["promptable"]
@@ -80,8 +101,8 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
 
     method = build_method(job.method, config.seed)
     checkpoint.save(Path(config.output) / "untrained", CheckpointInfo(step=0, method=job.method.model_dump(mode="json")), method.state())
-    before = evaluate("untrained", "promptable evaluation before training")
-    after = evaluate("stage1/model", "promptable evaluation after training")
+    before = evaluate("untrained", "promptable evaluation before training", config.evaluation // 4)
+    after = evaluate("stage1/model", "promptable evaluation after training", config.evaluation)
     promptable = {
         "box_iou": after["box_iou"],
         "point_iou": after["point_iou"],
@@ -89,8 +110,10 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         "untrained_box_iou": before["box_iou"],
         "untrained_point_iou": before["point_iou"],
     }
+    words = _words(config, begin) if config.image_text else {}
     report = {
         "promptable": promptable,
+        **words,
         "seed": config.seed,
         "steps": config.steps,
         "seconds": round(time.perf_counter() - started, 1),
@@ -103,6 +126,28 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     return report
 
 
+def _words(config: QuickstartConfig, begin: Callable[[str], None]) -> dict[str, Any]:
+    """Stage 2 and its evaluation; the report's ``open_vocabulary`` and what led to it."""
+    stage1, output = f"{config.output}/stage1/model", config.output
+    tracking = config.tracking
+    begin("refine: captions to entities, by rules")
+    entities = refine_here(RefineConfig(source=f"{output}/shapes/image_text", output=f"{output}/entities", part_samples=256))
+    begin("match: which mask does an entity name?")
+    paths = [f"entities={output}/entities", f"output={output}/pairs", f"checkpoint={stage1}"]
+    matched = match(load(MatchConfig, config.match, paths))
+    save_picture(f"{output}/pairs.png", tile(pictures_of_pairs(f"{output}/pairs", 12), columns=4, side=480))
+    begin("stage 2: the feature adapter on the matched pairs (Ray Train)")
+    paths = [f"output={output}/stage2", f"init={stage1}", f"data.train={output}/pairs", f"seed={config.seed}", f"steps={config.align_steps}"]
+    size = checkpoint.read_info(Path(stage1)).method["size"]
+    fit(load(TrainJobConfig, config.align, [*paths, f"method.size={size}"]).model_copy(update={"tracking": tracking}))
+    begin("open-vocabulary evaluation: the frozen CLIP's names and the adapter's")
+    held_out = {CLASS_NAMES[index] for index in HELD_OUT}
+    scores = compare_alignment(
+        AlignmentConfig(baseline=stage1, aligned=f"{output}/stage2/model", annotations=f"{output}/shapes/evaluation/panoptic.json"), held_out
+    )
+    return {"open_vocabulary": scores, "entities": entities, "pairs": matched}
+
+
 def show(console: Console, config: QuickstartConfig, report: dict[str, Any]) -> None:
     """The closing table, where to look, and what to try next."""
     scores = report["promptable"]
@@ -112,6 +157,14 @@ def show(console: Console, config: QuickstartConfig, report: dict[str, Any]) -> 
     table.add_row("1 box", f"{scores['untrained_box_iou']:.3f}", f"{scores['box_iou']:.3f}", f"{scores['box_fill_iou']:.3f}")
     table.add_row("1 point (best of a 20 x 20 grid)", f"{scores['untrained_point_iou']:.3f}", f"{scores['point_iou']:.3f}", "")
     console.print(table)
+    if words := report.get("open_vocabulary"):
+        table = Table(title="Naming the same masks (all classes / classes that no stage-2 caption names)")
+        for column in ("", "frozen CLIP", "aligned"):
+            table.add_column(column, justify="right" if column else "left")
+        for row, key in (("mIoU, all", "miou"), ("mIoU, unseen", "unseen_miou"), ("PQ", "pq")):
+            table.add_row(row, *(f"{words[f'{name}_{key}']:.3f}" for name in ("baseline", "aligned")))
+        table.add_row("mIoU with perfect masks", f"{words['baseline_oracle_mask_miou']:.3f}", f"{words['oracle_mask_miou']:.3f}")
+        console.print(table)
     lines = [
         f"pictures    {report['pictures'][1]} (image, ground truth, everything)",
         f"MLflow run  {report['mlflow']}",

@@ -37,8 +37,8 @@ class RealConfig(Config):
     output: str = Field("runs/real", description="folder of everything")
     seed: int = Field(0, ge=0, description="seed of weights and draws")
     train: str = Field("jobs/configs/stage1_real.yaml", description="configuration of stage 1")
-    evaluation: int = Field(80, ge=1, description="most images evaluated of each set")
-    threads: int = Field(2, ge=1, description="CPU threads")
+    evaluation: int = Field(40, ge=1, description="most images evaluated of each set")
+    threads: int = Field(1, ge=1, description="CPU threads of torch, a worker; on two cores two workers of one thread are the fastest")
 
 
 def real_data() -> Path:
