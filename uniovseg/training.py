@@ -47,7 +47,8 @@ class DataConfig(Config):
     sample: MaskSampleConfig = Field(MaskSampleConfig(), description="which masks of a view are used")
     window_groups: int = Field(64, ge=1, description="row groups shuffled together")
     feed: Literal["ray", "threads"] = Field(
-        "ray", description="who makes the samples of a run on Ray. ray: tasks on any CPU of the cluster; threads: the worker itself, best on few cores"
+        "ray",
+        description="who makes the samples of a run on Ray. ray: tasks on any CPU of the cluster; threads: the worker itself, best on few cores",
     )
     threads: int = Field(4, ge=1, description="threads that decode ahead, a worker (without Ray, or with feed=threads)")
 

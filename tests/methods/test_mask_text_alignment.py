@@ -19,6 +19,7 @@ from uniovseg.methods.base import OptimConfig
 from uniovseg.methods.catalog import build_method
 from uniovseg.methods.mask_generation import MaskGeneration
 from uniovseg.methods.mask_text_alignment import MaskTextAlignment, MaskTextAlignmentConfig
+from uniovseg.models.feature_adapter import FeatureAdapter, LowRank
 from uniovseg.models.phrases import PhraseEmbeddings
 from uniovseg.models.text_classifier import TEMPLATES, embed_phrases
 from uniovseg.pairing import PairingConfig, pair_image
@@ -44,6 +45,18 @@ def method() -> MaskTextAlignment:
     built = build_method(validate(MaskTextAlignmentConfig, SETTINGS), 0)
     assert isinstance(built, MaskTextAlignment)
     return built
+
+
+def adapter_of(method: MaskTextAlignment) -> FeatureAdapter:
+    assert method.adapter is not None
+    return method.adapter
+
+
+def scramble(method: MaskTextAlignment) -> None:
+    """Give the adapter weights that change something."""
+    for branch in adapter_of(method).branches:
+        assert isinstance(branch, LowRank)
+        torch.nn.init.normal_(branch.up.weight, std=0.05)
 
 
 def record_of(scene: ImageMasks, count: int = 3) -> ImagePairs:
@@ -78,7 +91,7 @@ def test_the_loss_is_the_mean_over_all_pairs_of_one_minus_cosine(method: MaskTex
 
 def test_only_the_adapter_trains(method: MaskTextAlignment, scenes: list[ImageMasks]) -> None:
     trained = {id(parameter) for group in method.param_groups(OptimConfig()) for parameter in group["params"]}
-    assert trained == {id(parameter) for parameter in method.adapter.parameters()}  # type: ignore[union-attr]
+    assert trained == {id(parameter) for parameter in adapter_of(method).parameters()}
     method.training_step(batch_of(scenes, (3, 3))).loss.backward()
     assert {name.split(".")[0] for name, parameter in method.named_parameters() if parameter.grad is not None} == {"adapter"}
 
@@ -87,7 +100,7 @@ def test_a_batch_without_pairs_has_a_loss_of_zero_that_reaches_the_adapter(metho
     output = method.training_step(batch_of(scenes, (0, 0)))
     output.loss.backward()
     assert float(output.loss.detach()) == 0
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in method.adapter.parameters())  # type: ignore[union-attr]
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in adapter_of(method).parameters())
 
 
 def test_steps_bring_regions_to_their_phrases(method: MaskTextAlignment, scenes: list[ImageMasks]) -> None:
@@ -115,8 +128,7 @@ def test_a_run_starts_from_stage_1_with_a_fresh_adapter(tiny_method: MaskGenerat
 
 
 def test_a_checkpoint_of_stage_2_is_whole_and_names_masks(method: MaskTextAlignment, scenes: list[ImageMasks], tmp_path: Path) -> None:
-    for branch in method.adapter.branches:  # type: ignore[union-attr]
-        torch.nn.init.normal_(branch.up.weight, std=0.05)
+    scramble(method)
     checkpoint.save(tmp_path, CheckpointInfo(step=1, method=method.config.model_dump(mode="json")), method.state())
     loaded = Segmenter.load(tmp_path).method
     vocabulary = Vocabulary("test", tuple(Category(i, name, (name,)) for i, name in enumerate(PHRASES)))
@@ -131,8 +143,7 @@ def test_a_checkpoint_of_stage_2_is_whole_and_names_masks(method: MaskTextAlignm
 
 
 def test_regions_between_frozen_and_adapted(method: MaskTextAlignment, scenes: list[ImageMasks]) -> None:
-    for branch in method.adapter.branches:  # type: ignore[union-attr]
-        torch.nn.init.normal_(branch.up.weight, std=0.05)
+    scramble(method)
     embedded = method.embed(decode_image(scenes[0].image))
     masks = pairs.make_pair_sample(record_of(scenes[0]), FIXED, 0).masks
     frozen, half, adapted = (method.region_embeddings(embedded, masks, share)[0] for share in (0.0, 0.5, 1.0))

@@ -32,10 +32,19 @@ def adapter_of(clip: Clip, placement: Placement, *, trained: bool) -> FeatureAda
     torch.manual_seed(2)
     adapter = FeatureAdapter(AdapterConfig(placement=placement, rank=4, alpha=2.0), clip.feature_channels, SHAPES.dim)
     if trained:
-        for branch in adapter.branches:
-            nn.init.normal_(branch.up.weight, std=0.1)
-            nn.init.normal_(branch.up.bias, std=0.1)
+        for branch in branches_of(adapter):
+            for parameter in branch.up.parameters():
+                nn.init.normal_(parameter, std=0.1)
     return adapter
+
+
+def bias(conv: nn.Conv2d) -> torch.Tensor:
+    assert conv.bias is not None
+    return conv.bias[:, None, None]
+
+
+def branches_of(adapter: FeatureAdapter) -> list[LowRank]:
+    return [branch for branch in adapter.branches if isinstance(branch, LowRank)]
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -57,11 +66,11 @@ def test_parallel_branches_add_their_averages_to_the_last_map(clip: Clip, pixel_
     pixel = pixel_decoder(features)
     maps = {"parallel_clip": tuple(features), "parallel_pixel": (pixel.mask_features, pixel.levels[2], pixel.levels[1], pixel.levels[0])}
     for placement in ("parallel_clip", "parallel_pixel"):
-        adapter = adapter_of(clip, placement, trained=True)  # type: ignore[arg-type]
+        adapter = adapter_of(clip, placement, trained=True)
         expected = features.res5.clone()
-        for branch, x in zip(adapter.branches, maps[placement], strict=True):
-            hidden = F.gelu(torch.einsum("bchw,rc->brhw", x, branch.down.weight[:, :, 0, 0]) + branch.down.bias[:, None, None])
-            full = torch.einsum("brhw,cr->bchw", hidden, branch.up.weight[:, :, 0, 0]) + branch.up.bias[:, None, None]
+        for branch, x in zip(branches_of(adapter), maps[placement], strict=True):
+            hidden = F.gelu(torch.einsum("bchw,rc->brhw", x, branch.down.weight[:, :, 0, 0]) + bias(branch.down))
+            full = torch.einsum("brhw,cr->bchw", hidden, branch.up.weight[:, :, 0, 0]) + bias(branch.up)
             expected += 0.5 * F.interpolate(full, size=features.res5.shape[-2:], mode="area")  # alpha / rank = 2 / 4
         torch.testing.assert_close(adapter(clip, images(), pixel_decoder), expected, atol=1e-4, rtol=1e-4)
 
@@ -70,7 +79,7 @@ def test_inline_branches_change_what_later_stages_read(clip: Clip, pixel_decoder
     adapter = adapter_of(clip, "inline", trained=True)
     trunk = clip.model.visual.trunk
     x = trunk.stem((images().float() - clip.mean) / clip.std)
-    for stage, branch in zip(trunk.stages, adapter.branches, strict=True):
+    for stage, branch in zip(trunk.stages, branches_of(adapter), strict=True):
         x = stage(x)
         x = x + 0.5 * branch.up(F.gelu(branch.down(x)))
     torch.testing.assert_close(adapter(clip, images(), pixel_decoder), trunk.norm_pre(x), atol=1e-4, rtol=1e-4)
@@ -80,4 +89,4 @@ def test_the_papers_number_of_parameters() -> None:
     """Rank 8 over ConvNeXt-L's 192 to 1536 channels (method: 3.4)."""
     adapter = FeatureAdapter(AdapterConfig(), (192, 384, 768, 1536), 256)
     assert sum(parameter.numel() for parameter in adapter.parameters()) == 78_368
-    assert all(isinstance(branch, LowRank) for branch in adapter.branches)
+    assert len(branches_of(adapter)) == 4

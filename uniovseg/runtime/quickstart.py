@@ -30,7 +30,6 @@ from uniovseg.runtime.session import ray_session
 from uniovseg.runtime.tracking import TrackingConfig
 from uniovseg.runtime.train import TrainJobConfig, fit
 
-
 CPUS = 4
 """Slots of the local Ray cluster that serves the whole run: two training workers, and Ray Data beside them."""
 
