@@ -26,6 +26,9 @@ run-install: .venv/run-installed ## set up .venv with what running needs, no mor
 quickstart: run-install ## the whole method on the shapes world, on the CPU (SEED=n)
 	$(BIN)/python jobs/quickstart.py seed=$(SEED)
 
+# A second OpenMP thread spins while it waits: beside other work it makes small tensors ten times slower.
+test test-slow: export OMP_NUM_THREADS := 1
+
 test: install ## the default tests
 	$(BIN)/python -m pytest
 

@@ -23,6 +23,11 @@ from uniovseg.storage import Location
 SCENE = SceneConfig(size=96)
 
 
+def pytest_configure() -> None:
+    """One thread of torch: two would spin for each other beside the tests' servers and workers, and be ten times slower."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """An S3 server on this machine."""

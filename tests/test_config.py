@@ -12,7 +12,7 @@ import torch
 import yaml
 from pydantic import Field, ValidationError
 
-from uniovseg.config import Config, fields, flatten, load, merge, parse_overrides, to_yaml
+from uniovseg.config import Config, fields, flatten, load, merge, parse_overrides, to_yaml, validate
 from uniovseg.data.makers import MaskSampleMaker
 from uniovseg.data.samples import collate
 from uniovseg.data.shapes_sets import ShapesConfig
@@ -26,15 +26,25 @@ from uniovseg.models.mask_generator import MaskGeneratorConfig
 from uniovseg.pictures import Picture
 from uniovseg.pretraining import PretrainConfig
 from uniovseg.records import ImageMasks
+from uniovseg.runtime.alignment import AlignmentConfig
 from uniovseg.runtime.evaluate import PromptableJobConfig
+from uniovseg.runtime.evaluate_words import MaskClassificationJobConfig, WordsJobConfig
 from uniovseg.runtime.ingest import IngestConfig
+from uniovseg.runtime.match import MatchConfig
 from uniovseg.runtime.quickstart import QuickstartConfig
 from uniovseg.runtime.real import RealConfig
+from uniovseg.runtime.refine import RefineConfig
 from uniovseg.runtime.train import TrainJobConfig
 from uniovseg.training import train
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
-TYPES: dict[str, type[Config]] = {"shapes_clip": PretrainConfig, "shapes_full": QuickstartConfig, "stage1": TrainJobConfig}
+TYPES: dict[str, type[Config]] = {
+    "shapes_clip": PretrainConfig,
+    "shapes_full": QuickstartConfig,
+    "stage": TrainJobConfig,
+    "refine": RefineConfig,
+    "match": MatchConfig,
+}
 
 
 class Wheel(Config):
@@ -162,7 +172,37 @@ def test_flatten() -> None:
     assert flatten(Bike()) == {"wheel.spokes": 28, "wheel.rim": "alloy", "gears": [11, 28], "weight": 8.5, "name": None}
 
 
-ALL_TYPES = [TrainJobConfig, PretrainConfig, PromptableJobConfig, IngestConfig, ShapesConfig, QuickstartConfig, RealConfig, MaskGeneratorConfig]
+ALL_TYPES = [
+    RefineConfig,
+    MatchConfig,
+    AlignmentConfig,
+    WordsJobConfig,
+    MaskClassificationJobConfig,
+    TrainJobConfig,
+    PretrainConfig,
+    PromptableJobConfig,
+    IngestConfig,
+    ShapesConfig,
+    QuickstartConfig,
+    RealConfig,
+    MaskGeneratorConfig,
+]
+
+
+def test_a_key_of_another_method_is_not_offered() -> None:
+    values = {"output": "x", "data": {"train": "x"}, "method": {"name": "mask_text_alignment", "max_boxs": 3}}
+    with pytest.raises(ConfigError, match=r"unknown key 'method\.max_boxs'; seen: 3; allowed here: adapter, clip, generator, name,") as caught:
+        validate(TrainJobConfig, values)
+    assert "max_boxes" not in str(caught.value).partition("did you mean")[0]
+    values["method"] = {"name": "mask_text_alignment", "adapter": {"rank": 0}}
+    with pytest.raises(ConfigError, match=r"^method\.adapter\.rank: .*; seen: 0$"):
+        validate(TrainJobConfig, values)
+
+
+def test_help_lists_the_keys_of_every_method() -> None:
+    listed = {field.key: field for field in fields(TrainJobConfig)}
+    assert {"method.max_boxes", "method.adapter.rank"} <= listed.keys()
+    assert "mask_generation" in listed["method.name"].type and "mask_text_alignment" in listed["method.name"].type
 
 
 @pytest.mark.parametrize("config_type", ALL_TYPES)

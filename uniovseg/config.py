@@ -136,42 +136,41 @@ def validate(config_type: type[ConfigT], values: dict[str, Any]) -> ConfigT:
 
 
 def _problem(config_type: type[Config], item: Any) -> str:
-    key = _key(config_type, item["loc"]) or "configuration"
+    parts, owner = _walk(config_type, item["loc"])
+    key = ".".join(parts) or "configuration"
     if item["type"] == "extra_forbidden":
-        known = [field.key for field in fields(config_type)]
-        names = sorted(
-            {name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]}
-            | _children(known, key.rpartition(".")[0])
-        )
-        return f"unknown key {key!r}; seen: {item['input']!r}; allowed here: {', '.join(names)}{nearest(key.rpartition('.')[2], names) or nearest(key, known)}"
+        names = sorted(owner.model_fields)
+        near = nearest(parts[-1], names) or nearest(key, [field.key for field in fields(config_type)])
+        return f"unknown key {key!r}; seen: {item['input']!r}; allowed here: {', '.join(names)}{near}"
     if item["type"] == "missing":
         return f"{key} is missing; it has no default"
     return f"{key}: {item['msg'].removeprefix('Value error, ')}; seen: {item['input']!r}"
 
 
-def _key(config_type: type[Config], location: Sequence[int | str]) -> str:
-    """Pydantic's location as a dotted key: where one of several classes stands, pydantic puts the name of the class it took, which is no key."""
+def _walk(config_type: type[Config], location: Sequence[int | str]) -> tuple[list[str], type[Config]]:
+    """Pydantic's location as the parts of a key, and the class that owns the last part.
+
+    Where one of several classes stands, pydantic puts the name of the class it took, which is no part of a key.
+    """
     parts: list[str] = []
+    owner = config_type
     kinds: tuple[type[Config], ...] = (config_type,)
     for part in location:
         if len(kinds) > 1:
             kinds = tuple(kind for kind in kinds if kind.model_fields["name"].default == part)
             continue
+        if kinds:
+            (owner,) = kinds
         parts.append(str(part))
-        field = kinds[0].model_fields.get(str(part)) if kinds else None
+        field = owner.model_fields.get(str(part)) if kinds else None
         kinds = config_types(field.annotation) if field else ()
-    return ".".join(parts)
+    return parts, owner
 
 
 def config_types(annotation: Any) -> tuple[type[Config], ...]:
     """The configuration classes that a field of this annotation may hold: one, several told apart by their ``name``, or none."""
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     return tuple(member for member in members if isinstance(member, type) and issubclass(member, Config))
-
-
-def _children(keys: list[str], parent: str) -> set[str]:
-    prefix = f"{parent}." if parent else ""
-    return {key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix)}
 
 
 class Field(BaseModel):
@@ -188,8 +187,12 @@ def fields(config_type: type[Config], prefix: str = "") -> Iterator[Field]:
     for name, info in config_type.model_fields.items():
         key = f"{prefix}{name}"
         if kinds := config_types(info.annotation):
-            leaves = [leaf for kind in kinds for leaf in fields(kind, f"{key}.")]
-            yield from {leaf.key: leaf for leaf in leaves}.values()
+            leaves: dict[str, Field] = {}
+            for leaf in (leaf for kind in kinds for leaf in fields(kind, f"{key}.")):
+                known = leaves.setdefault(leaf.key, leaf)
+                if leaf.type != known.type:
+                    leaves[leaf.key] = known.model_copy(update={"type": f"{known.type} | {leaf.type}"})
+            yield from leaves.values()
             continue
         annotation = info.annotation
         kind = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation).replace("typing.", "")
