@@ -274,6 +274,45 @@ class MaskBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EntitySample:
+    """One sample of stage 2 before matching: an image and its entities, and a view of it to train on.
+
+    Attributes:
+        record: the image as stored, which is matched, and its entities.
+        image: [3, H, W] uint8 RGB, the view; padding is 128.
+        view: the map between the view and the source image.
+    """
+
+    record: ImageEntities
+    image: NDArray[np.uint8]
+    view: View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntityBatch:
+    """A batch of `EntitySample`: views stacked.
+
+    Attributes:
+        records: B images as stored, with their entities.
+        images: [B, 3, H, W] uint8 RGB, the views.
+        views: B maps between view and source pixels.
+    """
+
+    records: tuple[ImageEntities, ...]
+    images: Tensor
+    views: tuple[View, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Identity of each sample."""
+        return tuple(record.key for record in self.records)
+
+    def to(self, device: torch.device | str) -> "EntityBatch":
+        """The batch with its views on `device`."""
+        return EntityBatch(records=self.records, images=self.images.to(device, non_blocking=True), views=self.views)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairSample:
     """One training-ready sample of stage 2: a view of an image, and pairs of a mask and the entity it is matched with.
 

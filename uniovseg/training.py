@@ -25,7 +25,7 @@ from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import Config, load
 from uniovseg.data.feed import planned_batches
-from uniovseg.data.makers import MaskSampleMaker, PairSampleMaker, SampleMaker
+from uniovseg.data.makers import EntitySampleMaker, MaskSampleMaker, PairSampleMaker, SampleMaker
 from uniovseg.data.plan import Plan
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.shards import ShardSet
@@ -35,6 +35,7 @@ from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableC
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.catalog import MethodConfig, build_method
 from uniovseg.methods.promptable import PromptableSegmenter
+from uniovseg.online_matching import OnlineMatcher, OnlineMatchingConfig
 from uniovseg.pictures import Picture, draw_masks, save_picture, tile
 from uniovseg.records import Batch, MaskBatch, PairBatch, StepOutput
 
@@ -42,7 +43,12 @@ from uniovseg.records import Batch, MaskBatch, PairBatch, StepOutput
 class DataConfig(Config):
     """What the run trains on."""
 
-    train: str = Field(..., description="URI of the training shard set (made by jobs/ingest.py)")
+    train: str = Field(..., description="URI of the training shard set: stage 1's is made by jobs/ingest.py, stage 2's as `match` says")
+    match: Literal["pairs", "online"] = Field(
+        "pairs",
+        description="stage 2's training set. pairs: matched beforehand by jobs/match.py; online: entities of jobs/refine.py, matched in the run",
+    )
+    online: OnlineMatchingConfig = Field(OnlineMatchingConfig(), description="matching in the run, for match=online")
     view: ViewConfig = Field(ViewConfig(), description="the random view of each sample")
     sample: MaskSampleConfig = Field(MaskSampleConfig(), description="which masks of a view are used")
     window_groups: int = Field(64, ge=1, description="row groups shuffled together")
@@ -97,6 +103,9 @@ class Recorder(Protocol):
     def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
         """Keep a checkpoint: `write` fills an empty folder with it (None on ranks other than 0)."""
 
+
+Match = Callable[[Any, int], Batch]
+"""What comes before a method whose batches are matched in the run: given a batch of the feed and the step, the batch that the method trains on."""
 
 Validate = Callable[[TrainableMethod[Any]], tuple[dict[str, float], dict[str, Picture]]]
 
@@ -153,6 +162,7 @@ def train(
     batches: Callable[[int], Iterator[Batch]],
     recorder: Recorder,
     *,
+    match: Match | None = None,
     validate: Validate | None = None,
     resume: Path | None = None,
     rank: int = 0,
@@ -165,6 +175,7 @@ def train(
         method: the method, on the CPU, with the weights to start from.
         batches: given the step to start at, yields this rank's micro-batches in the order of the plan, ``config.accumulate`` a step.
         recorder: where metrics, pictures and checkpoints go.
+        match: turns each of `batches`, on the device, into one of the method's; None: they are that already.
         validate: run on rank 0 every ``config.validation.every`` steps and at the end; returns metrics and pictures.
         resume: a checkpoint folder to go on from.
         rank, world_size: this process among those that torch.distributed joins.
@@ -203,6 +214,8 @@ def train(
             asked = time.perf_counter()
             batch = next(feed).to(device)
             waited += time.perf_counter() - asked
+            if match:
+                batch = match(batch, step)
             last = micro == config.accumulate - 1
             no_sync = step_module.no_sync() if world_size > 1 and not last else contextlib.nullcontext()  # type: ignore[operator]
             with no_sync, torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -274,8 +287,9 @@ def restore(config: TrainConfig, method: TrainableMethod[Any], optimizer: torch.
     """
     info = checkpoint.read_info(folder)
     now: dict[str, Any] = json.loads(config.model_dump_json())
+    data = DataConfig(train="").model_dump(mode="json") | info.config.get("data", {})  # a key that is newer than the run was at its default
     changed = [key for key in now if key not in RESUMABLE | RAY_KEYS and key != "data" and now[key] != info.config.get(key)]
-    changed += [f"data.{key}" for key in now["data"] if key not in ("threads", "feed") and now["data"][key] != info.config.get("data", {}).get(key)]
+    changed += [f"data.{key}" for key in now["data"] if key not in ("threads", "feed") and now["data"][key] != data[key]]
     if changed:
         raise CheckpointError(
             "the checkpoint is of a run with another configuration",
@@ -367,20 +381,35 @@ def initial_method(config: TrainConfig) -> TrainableMethod[Any]:
 
 
 def sample_maker(config: TrainConfig, method: TrainableMethod[Any]) -> SampleMaker[Any, Batch]:
-    """What turns the rows of ``config.data.train`` into the batches that `method` trains on."""
-    makers: dict[type, SampleMaker[Any, Batch]] = {
-        MaskBatch: MaskSampleMaker(config.data.view, config.data.sample, config.seed),
-        PairBatch: PairSampleMaker(config.data.view, config.seed),
+    """What turns the rows of ``config.data.train`` into the batches that `method` trains on, or that are matched for it.
+
+    Raises ConfigError where ``data.match`` is online and the method does not train on pairs.
+    """
+    makers: dict[tuple[str, type], SampleMaker[Any, Batch]] = {
+        ("pairs", MaskBatch): MaskSampleMaker(config.data.view, config.data.sample, config.seed),
+        ("pairs", PairBatch): PairSampleMaker(config.data.view, config.seed),
+        ("online", PairBatch): EntitySampleMaker(config.data.view, config.seed),
     }
-    return makers[method.batch_type]
+    maker = makers.get((config.data.match, method.batch_type))
+    if maker is None:
+        raise ConfigError("this method does not train on pairs, so it has nothing to match", seen=f"data.match={config.data.match}", allowed="pairs")
+    return maker
 
 
-def local_batches(config: TrainConfig, method: TrainableMethod[Any], start: int, rank: int, world_size: int) -> Iterator[Batch]:
+def make_match(config: TrainConfig, method: TrainableMethod[Any]) -> Match | None:
+    """The matching before `method` that the configuration asks for; None where the batches of `sample_maker` are the method's own."""
+    if config.data.match == "pairs":
+        return None
+    assert isinstance(method, PromptableSegmenter)
+    return OnlineMatcher(config.data.online, method, config.steps)
+
+
+def local_batches(config: TrainConfig, maker: SampleMaker[Any, Batch], start: int, rank: int, world_size: int) -> Iterator[Batch]:
     """This rank's micro-batches from step `start` on, without end, made by threads of this process."""
     shards = ShardSet(config.data.train)
     plan = Plan([group.rows for group in shards.groups], seed=config.seed, batch_size=config.batch_size, window_groups=config.data.window_groups)
     slices = plan.slices(start, rank=rank, world_size=world_size, parts=config.accumulate)
-    return planned_batches(shards, slices, sample_maker(config, method), threads=config.data.threads, window_groups=config.data.window_groups)
+    return planned_batches(shards, slices, maker, threads=config.data.threads, window_groups=config.data.window_groups)
 
 
 def run(config: TrainConfig) -> dict[str, float]:
@@ -388,15 +417,17 @@ def run(config: TrainConfig) -> dict[str, float]:
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     method = initial_method(config)
+    maker = sample_maker(config, method)
 
     def batches(start: int) -> Iterator[Batch]:
-        return local_batches(config, method, start, rank=0, world_size=1)
+        return local_batches(config, maker, start, rank=0, world_size=1)
 
     found = checkpoints(folder)
     recorder = FolderRecorder(folder, config.keep_checkpoints)
     if found:
         recorder.rewind(checkpoint.read_info(found[-1]).step)
-    return train(config, method, batches, recorder, validate=make_validation(config), resume=found[-1] if found else None)
+    match, validate = make_match(config, method), make_validation(config)
+    return train(config, method, batches, recorder, match=match, validate=validate, resume=found[-1] if found else None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,16 @@
-"""How image-entities records are stored in a shard set (`uniovseg.data.shards`)."""
+"""Image-entities records: how they are stored in a shard set (`uniovseg.data.shards`), and how they become samples that are matched online."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import torch
 
+from uniovseg.data.images import decode_image
 from uniovseg.data.shards import ShardSet
-from uniovseg.records import ImageEntities
+from uniovseg.data.views import ViewConfig, random_view
+from uniovseg.records import EntityBatch, EntitySample, ImageEntities
 from uniovseg.storage import Location
 
 SCHEMA = pa.schema(
@@ -36,3 +40,18 @@ def to_record(table: pa.Table, row: int) -> ImageEntities:
 def read_entities(uri: str | Path | Location, limit: int | None = None) -> Iterator[ImageEntities]:
     """The first `limit` records (None: all) of an image-entities shard set, in the manifest's order. Raises DataError when it is none."""
     return ShardSet(uri).read(to_record, limit)
+
+
+def make_entity_sample(record: ImageEntities, view_config: ViewConfig, seed: int) -> EntitySample:
+    """Draw a view of a record: the same one that `uniovseg.data.pairs.make_pair_sample` draws of the image's pairs. Raises DataError for no image."""
+    view, image = random_view(view_config, decode_image(record.image), np.random.default_rng(seed))
+    return EntitySample(record=record, image=image, view=view)
+
+
+def collate(samples: Sequence[EntitySample]) -> EntityBatch:
+    """Stack samples of one view size."""
+    return EntityBatch(
+        records=tuple(sample.record for sample in samples),
+        images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+        views=tuple(sample.view for sample in samples),
+    )

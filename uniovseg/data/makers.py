@@ -5,11 +5,11 @@ from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
-from uniovseg.data import pairs, sample_table, samples, shards
+from uniovseg.data import entities, pairs, sample_table, samples, shards
 from uniovseg.data.samples import MaskSampleConfig, make_mask_sample, sample_seed
 from uniovseg.data.views import ViewConfig
 from uniovseg.errors import DataError
-from uniovseg.records import Batch, MaskBatch, MaskSample, PairBatch, PairSample
+from uniovseg.records import Batch, EntityBatch, EntitySample, MaskBatch, MaskSample, PairBatch, PairSample
 
 SampleT = TypeVar("SampleT")
 BatchT = TypeVar("BatchT", bound=Batch, covariant=True)
@@ -93,3 +93,35 @@ class PairSampleMaker:
     def unpack(self, table: pa.Table) -> PairBatch:
         """A table of `pack` as a batch."""
         return pairs.collate(sample_table.pair_samples(table))
+
+
+class EntitySampleMaker:
+    """Rows of images and their entities to batches that online matching turns into stage 2's.
+
+    Args:
+        view: how views are drawn.
+        seed: the run's seed.
+    """
+
+    def __init__(self, view: ViewConfig, seed: int) -> None:
+        self.view, self.seed = view, seed
+
+    def make(self, table: pa.Table, row: int, epoch: int) -> EntitySample:
+        """The sample of a row of `uniovseg.data.entities.SCHEMA`."""
+        record = entities.to_record(table, row)
+        try:
+            return entities.make_entity_sample(record, self.view, sample_seed(self.seed, epoch, record.key))
+        except DataError as error:
+            raise DataError(f"sample {record.key}: {error}", fix="refine again from readable images") from error
+
+    def collate(self, made: Sequence[EntitySample]) -> EntityBatch:
+        """Samples as a batch."""
+        return entities.collate(made)
+
+    def pack(self, made: Sequence[EntitySample]) -> pa.Table:
+        """Samples as a table."""
+        return sample_table.entity_table(made)
+
+    def unpack(self, table: pa.Table) -> EntityBatch:
+        """A table of `pack` as a batch."""
+        return entities.collate(sample_table.entity_samples(table))

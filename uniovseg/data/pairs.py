@@ -7,10 +7,10 @@ import pyarrow as pa
 import torch
 
 from uniovseg.data.images import decode_image
-from uniovseg.data.views import ViewConfig, colour_jitter, draw_view, render, source_window
+from uniovseg.data.views import ViewConfig, random_view, source_window
 from uniovseg.errors import DataError
 from uniovseg.ops.run_length import RunLengthMasks
-from uniovseg.records import ImagePairs, PairBatch, PairSample
+from uniovseg.records import ImagePairs, PairBatch, PairSample, View
 
 SCHEMA = pa.schema(
     [
@@ -67,18 +67,19 @@ def make_pair_sample(record: ImagePairs, view_config: ViewConfig, seed: int) -> 
 
     Raises DataError when the image or a mask cannot be read.
     """
-    rng = np.random.default_rng(seed)
     pixels = decode_image(record.image)
     if pixels.shape[:2] != (record.height, record.width):
         raise DataError("the image is not of the size of its masks", seen=pixels.shape[:2], allowed=(record.height, record.width))
-    view = draw_view(view_config, record.height, record.width, rng)
-    image = render(pixels, view)
-    if view_config.colour_jitter:
-        image = colour_jitter(image, rng)
+    view, image = random_view(view_config, pixels, np.random.default_rng(seed))
+    masks, entities = visible_pairs(record, view)
+    return PairSample(key=record.key, image=image, view=view, masks=masks, entities=entities)
+
+
+def visible_pairs(record: ImagePairs, view: View) -> tuple[RunLengthMasks, tuple[str, ...]]:
+    """The pairs whose mask can be seen in a view, in the record's order: k masks at source resolution and their k entities."""
     masks = RunLengthMasks.from_counts([record.counts[mask] for mask, _ in record.pairs], (record.height, record.width))
     seen = np.flatnonzero(masks.visible(source_window(view))[0].numpy())
-    entities = tuple(record.entities[record.pairs[pair, 1]] for pair in seen)
-    return PairSample(key=record.key, image=image, view=view, masks=masks.select(torch.from_numpy(seen)), entities=entities)
+    return masks.select(torch.from_numpy(seen)), tuple(record.entities[record.pairs[pair, 1]] for pair in seen)
 
 
 def collate(samples: Sequence[PairSample]) -> PairBatch:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from uniovseg.ops.run_length import RunLengthMasks
-from uniovseg.records import MaskSample, PairSample, View
+from uniovseg.records import EntitySample, ImageEntities, MaskSample, PairSample, View
 
 Kind = TypeVar("Kind", bound=np.generic)
 
@@ -17,63 +17,99 @@ VIEW_FIELDS = [
     ("key", pa.string()),
     ("image", pa.large_binary()),
     ("view", pa.list_(pa.float64(), 8)),
-    ("size", pa.list_(pa.int32(), 4)),
-    ("ends", pa.large_binary()),
-    ("splits", pa.large_binary()),
+    ("size", pa.list_(pa.int32(), 2)),
 ]
-"""What every sample has. ``view``: scale_xy, offset_xy, valid_xyxy; ``size``: (h, w) of the view, then of the source."""
+"""What every sample has. ``view``: scale_xy, offset_xy, valid_xyxy; ``size``: (h, w) of the view."""
 
-MASK_SCHEMA = pa.schema([*VIEW_FIELDS, ("boxes_xyxy", pa.large_binary()), ("seed", pa.int64())])
-PAIR_SCHEMA = pa.schema([*VIEW_FIELDS, ("entities", pa.list_(pa.string()))])
+MASK_FIELDS = [("source_size", pa.list_(pa.int32(), 2)), ("ends", pa.large_binary()), ("splits", pa.large_binary())]
+"""What samples with masks have. ``source_size``: (h, w) of the masks."""
+
+MASK_SCHEMA = pa.schema([*VIEW_FIELDS, *MASK_FIELDS, ("boxes_xyxy", pa.large_binary()), ("seed", pa.int64())])
+PAIR_SCHEMA = pa.schema([*VIEW_FIELDS, *MASK_FIELDS, ("entities", pa.list_(pa.string()))])
+ENTITY_SCHEMA = pa.schema([*VIEW_FIELDS, ("source", pa.large_binary()), ("caption", pa.string()), ("entities", pa.list_(pa.string()))])
 
 
 def mask_table(samples: Sequence[MaskSample]) -> pa.Table:
     """Samples as a table of `MASK_SCHEMA`."""
     boxes = _binaries([sample.boxes_xyxy.numpy() for sample in samples])
-    return pa.table(_view_columns(samples) | {"boxes_xyxy": boxes, "seed": [sample.seed for sample in samples]}, schema=MASK_SCHEMA)
+    columns = {"key": [sample.key for sample in samples], "boxes_xyxy": boxes, "seed": [sample.seed for sample in samples]}
+    return pa.table(columns | _view_columns(samples) | _mask_columns(samples), schema=MASK_SCHEMA)
 
 
 def pair_table(samples: Sequence[PairSample]) -> pa.Table:
     """Samples as a table of `PAIR_SCHEMA`."""
-    return pa.table(_view_columns(samples) | {"entities": [sample.entities for sample in samples]}, schema=PAIR_SCHEMA)
+    columns = {"key": [sample.key for sample in samples], "entities": [sample.entities for sample in samples]}
+    return pa.table(columns | _view_columns(samples) | _mask_columns(samples), schema=PAIR_SCHEMA)
+
+
+def entity_table(samples: Sequence[EntitySample]) -> pa.Table:
+    """Samples as a table of `ENTITY_SCHEMA`."""
+    records = [sample.record for sample in samples]
+    columns = {name: [getattr(record, name) for record in records] for name in ("key", "caption", "entities")}
+    return pa.table(columns | {"source": [record.image for record in records]} | _view_columns(samples), schema=ENTITY_SCHEMA)
 
 
 def mask_samples(table: pa.Table) -> list[MaskSample]:
     """The samples of a table of `MASK_SCHEMA`."""
     table = table.combine_chunks()
-    boxes, seeds = table.column("boxes_xyxy"), table.column("seed").to_pylist()
+    keys, seeds = (table.column(name).to_pylist() for name in ("key", "seed"))
+    boxes = [torch.from_numpy(_values(value, np.float32).reshape(-1, 4).copy()) for value in table.column("boxes_xyxy")]
     return [
-        MaskSample(**fields, boxes_xyxy=torch.from_numpy(_values(boxes[row], np.float32).reshape(-1, 4).copy()), seed=seeds[row])
-        for row, fields in enumerate(_view_rows(table))
+        MaskSample(key=key, image=image, view=view, masks=masks, boxes_xyxy=tight, seed=seed)
+        for key, (image, view), masks, tight, seed in zip(keys, _views(table), _masks(table), boxes, seeds, strict=True)
     ]
 
 
 def pair_samples(table: pa.Table) -> list[PairSample]:
     """The samples of a table of `PAIR_SCHEMA`."""
     table = table.combine_chunks()
-    entities = table.column("entities").to_pylist()
-    return [PairSample(**fields, entities=tuple(entities[row])) for row, fields in enumerate(_view_rows(table))]
+    keys, entities = (table.column(name).to_pylist() for name in ("key", "entities"))
+    return [
+        PairSample(key=key, image=image, view=view, masks=masks, entities=tuple(named))
+        for key, (image, view), masks, named in zip(keys, _views(table), _masks(table), entities, strict=True)
+    ]
 
 
-def _view_columns(samples: Sequence[MaskSample] | Sequence[PairSample]) -> dict[str, Any]:
+def entity_samples(table: pa.Table) -> list[EntitySample]:
+    """The samples of a table of `ENTITY_SCHEMA`."""
+    table = table.combine_chunks()
+    columns = (table.column(name).to_pylist() for name in ("key", "source", "caption", "entities"))
+    records = [
+        ImageEntities(key=key, image=source, caption=caption, entities=tuple(named)) for key, source, caption, named in zip(*columns, strict=True)
+    ]
+    return [EntitySample(record=record, image=image, view=view) for record, (image, view) in zip(records, _views(table), strict=True)]
+
+
+def _view_columns(samples: Sequence[MaskSample] | Sequence[PairSample] | Sequence[EntitySample]) -> dict[str, Any]:
     return {
-        "key": [sample.key for sample in samples],
         "image": _binaries([sample.image for sample in samples]),
         "view": [[*sample.view.scale_xy, *sample.view.offset_xy, *sample.view.valid_xyxy] for sample in samples],
-        "size": [[*sample.view.size, *sample.masks.size] for sample in samples],
+        "size": [sample.view.size for sample in samples],
+    }
+
+
+def _mask_columns(samples: Sequence[MaskSample] | Sequence[PairSample]) -> dict[str, Any]:
+    return {
+        "source_size": [sample.masks.size for sample in samples],
         "ends": _binaries([sample.masks.ends.numpy() for sample in samples]),
         "splits": _binaries([sample.masks.splits.numpy() for sample in samples]),
     }
 
 
-def _view_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The fields that every sample has, by row of a table in one chunk."""
-    images, ends, splits = (table.column(name) for name in ("image", "ends", "splits"))
-    for row, (key, view, size) in enumerate(zip(*(table.column(name).to_pylist() for name in ("key", "view", "size")), strict=True)):
-        drawn = View(scale_xy=tuple(view[:2]), offset_xy=tuple(view[2:4]), size=(size[0], size[1]), valid_xyxy=tuple(view[4:]))
-        run_ends, run_splits = (torch.from_numpy(_values(column[row], np.int64).copy()) for column in (ends, splits))
-        image = _values(images[row], np.uint8).reshape(3, size[0], size[1])
-        yield {"key": key, "image": image, "view": drawn, "masks": RunLengthMasks(run_ends, run_splits, (size[2], size[3]))}
+def _views(table: pa.Table) -> Iterator[tuple[NDArray[np.uint8], View]]:
+    """The view's pixels and the view, by row of a table in one chunk."""
+    views, sizes = (table.column(name).to_pylist() for name in ("view", "size"))
+    for image, view, (height, width) in zip(table.column("image"), views, sizes, strict=True):
+        drawn = View(scale_xy=tuple(view[:2]), offset_xy=tuple(view[2:4]), size=(height, width), valid_xyxy=tuple(view[4:]))
+        yield _values(image, np.uint8).reshape(3, height, width), drawn
+
+
+def _masks(table: pa.Table) -> Iterator[RunLengthMasks]:
+    """The masks, by row of a table in one chunk."""
+    sizes = table.column("source_size").to_pylist()
+    for ends, splits, (height, width) in zip(table.column("ends"), table.column("splits"), sizes, strict=True):
+        run_ends, run_splits = (torch.from_numpy(_values(values, np.int64).copy()) for values in (ends, splits))
+        yield RunLengthMasks(run_ends, run_splits, (height, width))
 
 
 def _binaries(arrays: Sequence[NDArray[np.generic]]) -> pa.Array:

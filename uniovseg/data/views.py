@@ -45,6 +45,13 @@ def draw_view(config: ViewConfig, height: int, width: int, rng: np.random.Genera
     )
 
 
+def random_view(config: ViewConfig, image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[View, NDArray[np.uint8]]:
+    """A random view of an RGB image [H, W, 3] and what it shows, [3, size, size], with colour jitter where it is asked for."""
+    view = draw_view(config, image.shape[0], image.shape[1], rng)
+    shown = render(image, view)
+    return view, colour_jitter(shown, rng) if config.colour_jitter else shown
+
+
 def fit_view(size: int, height: int, width: int) -> View:
     """The view of inference: the whole image, its longer side scaled to `size`, padded right and below."""
     scale = max(height, width) / size

@@ -36,7 +36,7 @@ from uniovseg.runtime.datasets import PlannedRows, ray_batches
 from uniovseg.runtime.session import quiet_ray_data, ray_session
 from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
 from uniovseg.storage import Location
-from uniovseg.training import TrainConfig, initial_method, local_batches, make_validation, sample_maker, train
+from uniovseg.training import TrainConfig, initial_method, local_batches, make_match, make_validation, sample_maker, train
 
 CPUS_OF_A_FEED = 1.5
 """CPUs that a worker's feed needs at least: one *read* and one *make* task. With fewer Ray Data waits for ever."""
@@ -124,18 +124,18 @@ def _train(settings: dict[str, Any]) -> None:
 
     def batches(start: int) -> Iterator[Batch]:
         if config.data.feed == "threads":
-            return local_batches(config, method, start, rank, world_size)
+            return local_batches(config, maker, start, rank, world_size)
         return ray_batches(rows, maker, start, config.steps)
 
     latest = ray.train.get_checkpoint()
     run, output = Run(settings["uri"], settings["run_id"]), Location.of(config.output)
-    validate_fn = make_validation(config) if rank == 0 else None
+    match, validate_fn = make_match(config, method), make_validation(config) if rank == 0 else None
     if latest is None:
-        train(config, method, batches, RayRecorder(run, output, 0), validate=validate_fn, rank=rank, world_size=world_size)
+        train(config, method, batches, RayRecorder(run, output, 0), match=match, validate=validate_fn, rank=rank, world_size=world_size)
         return
     with latest.as_directory() as folder:
         recorder = RayRecorder(run, output, checkpoint.read_info(Path(folder)).step)
-        train(config, method, batches, recorder, validate=validate_fn, resume=Path(folder), rank=rank, world_size=world_size)
+        train(config, method, batches, recorder, match=match, validate=validate_fn, resume=Path(folder), rank=rank, world_size=world_size)
 
 
 def with_absolute_paths(config: TrainJobConfig) -> TrainJobConfig:
