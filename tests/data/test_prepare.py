@@ -1,6 +1,7 @@
 """Each data set in miniature, as released: prepared, and read back as a benchmark."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
 from jobs import prepare as prepare_job
+from uniovseg.data.ade20k_full import OBJECTS
 from uniovseg.data.benchmarks import BENCHMARKS, UNLABELLED, open_benchmark
 from uniovseg.data.label_maps import encode_labels
 from uniovseg.data.prepare import PREPARATIONS, prepare
@@ -40,6 +42,64 @@ def test_ade20k_150(tmp_path: Path) -> None:
     assert prepare("ade20k_150", tmp_path) == 1
     assert np.asarray(Image.open(root / "annotations_detectron2/validation/a.png")).tolist() == [[255, 0, 1, 149]]
     assert classes("ade20k_150", tmp_path) == [[UNLABELLED, 0, 1, 149]]
+
+
+def ade_full(folder: Path, stem: str, objects: list[list[int]], times: int) -> None:
+    """An image and its segmentation as released, each object a square of `times` pixels; the blue channel numbers instances."""
+    numbers = np.array(objects).repeat(times, 0).repeat(times, 1)
+    colours = np.stack([numbers // 256 * 10, numbers % 256, np.arange(numbers.size).reshape(numbers.shape) % 251], -1)
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(colours.astype(np.uint8)).save(folder / f"{stem}_seg.png")
+    grey = np.linspace(0, 255, numbers.shape[1]).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(grey[:, None], (*numbers.shape, 3)).copy()).save(folder / f"{stem}.jpg", quality=95)
+
+
+def test_ade20k_847(tmp_path: Path) -> None:
+    release = tmp_path / "ADE20K_2021_17_01"
+    scenes = release / "images/ADE/validation"
+    ade_full(scenes / "urban/street", "ADE_val_00000001", [[2978, 312, 0], [3148, 2420, 1]], 8)  # wall, building; adding machine, sky, no class
+    ade_full(scenes / "home_or_hotel/kitchen", "ADE_val_00000002", [[2855, 2131, 1831], [401, 3108, 14]], 300)
+    Image.new("RGB", (3, 3)).save(scenes / "urban/street/ADE_val_00000001_parts_1.png")
+    ade_full(release / "images/ADE/training/urban/street", "ADE_train_00000001", [[2978]], 4)
+    assert prepare("ade20k_847", tmp_path) == 2
+    assert Image.open(release / "annotations_detectron2/validation/ADE_val_00000001.tif").mode == "I;16"
+    first, second = open_benchmark("ade20k_847", str(tmp_path)).semantic()
+    expected = np.array([[0, 1, UNLABELLED], [846, 2, UNLABELLED]])
+    assert np.array_equal(first.labels, expected.repeat(8, 0).repeat(8, 1))
+    words = [category.name for category in load_vocabulary("ade20k_847").categories]
+    reduced = second.labels
+    assert reduced.shape == (512, 768)  # from 600 x 900
+    assert [[words[index] for index in row] for row in reduced[128::256, 128::256].tolist()] == [
+        ["tree", "road", "person"],
+        ["car", "altar", "airplane"],
+    ]
+    assert np.array_equal(reduced, reduced[128::256, 128::256].repeat(256, 0).repeat(256, 1))
+    image = np.asarray(Image.open(second.image.uri))
+    assert image.shape == (512, 768, 3)
+    assert np.abs(image[:, :, 0].astype(float) - np.linspace(0, 255, 768)).max() < 6
+    Image.new("RGB", (3, 3)).save(scenes / "urban/street/ADE_val_00000001.jpg")
+    with pytest.raises(DataError, match=r"differ in size; seen: .*ADE_val_00000001_seg.png: \(16, 24\); allowed: \(3, 3\)"):
+        prepare("ade20k_847", tmp_path)
+
+
+def test_objects_of_ade20k_are_numbered_by_name() -> None:
+    """The release sorts its objects by name, up to number 3,100; four classes have another name in the vocabulary."""
+    names = [category.name for category in load_vocabulary("ade20k_847").categories]
+    assert len(OBJECTS) == len(set(OBJECTS)) == len(names)
+    listed = [name[:3].lower() for number, name in sorted(zip(OBJECTS, names, strict=True)) if number < 3100]
+    assert sum(earlier > later for earlier, later in pairwise(listed)) == 4
+
+
+@pytest.mark.parametrize(("mode", "message"), [("L", "not one of ADE20K; seen: mode L"), (None, "cannot be decoded")])
+def test_segmentations_of_another_kind(mode: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "ADE20K_2021_17_01/images/ADE/validation/a/b/ADE_val_1_seg.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no image")
+    save_image(path.with_name("ADE_val_1.jpg"))
+    if mode:
+        Image.new(mode, (3, 3)).save(path)
+    with pytest.raises(DataError, match=f"ADE_val_1_seg.png, .*{message}"):
+        prepare("ade20k_847", tmp_path)
 
 
 def test_coco_stuff(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             ),
         ),
         images=2000,
-        prepare="get ADE20K_2021_17_01 (groups.csail.mit.edu/vision/datasets/ADE20K), then FC-CLIP's datasets/prepare_ade20k_full_sem_seg.py",
+        prepare=_prepared("ade20k_847", "ADE20K_2021_17_01 (groups.csail.mit.edu/vision/datasets/ADE20K)"),
     ),
     "pc_59": Benchmark(
         vocabulary="pc_59",

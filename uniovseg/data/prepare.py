@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.io import loadmat
 
+from uniovseg.data.ade20k_full import OBJECTS, decode_objects
 from uniovseg.data.benchmarks import CITYSCAPES_IDS
+from uniovseg.data.images import decode_image
 from uniovseg.data.label_maps import decode_labels, encode_labels
 from uniovseg.data.panoptic import encode_ids
 from uniovseg.data.vocabulary import load_vocabulary
@@ -23,6 +26,9 @@ PC59_IDS = (
     *(232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458),
 )
 """PASCAL Context: the category id of each of the 59 classes."""
+
+ADE_FULL_SIDE = 512
+"""ADE20K in full: images whose shorter side is longer are reduced to this, pixels."""
 
 IGNORE = 255
 IGNORE_16 = 65535
@@ -45,6 +51,28 @@ def prepare(name: str, root: str | Path) -> int:
 def _ade20k_150(root: Path) -> int:
     folder = root / "ADEChallengeData2016"
     return _convert(_files(folder / "annotations/validation", "*.png"), folder / "annotations_detectron2/validation", range(1, 151))
+
+
+def _ade20k_847(root: Path) -> int:
+    """From the release's PNGs of object numbers, which lie beside the images in folders of scenes; both are reduced, as everybody's have been."""
+    release = root / "ADE20K_2021_17_01"
+    target = {kind: release / f"{kind}_detectron2/validation" for kind in ("images", "annotations")}
+    table = _table(OBJECTS, IGNORE_16).astype(np.uint16)
+    maps = _files(release / "images/ADE/validation", "**/ADE_val_*_seg.png")
+    for path in maps:
+        stem = path.name.removesuffix("_seg.png")
+        photo = _present(path.with_name(f"{stem}.jpg"))
+        try:
+            labels, image = table[decode_objects(path.read_bytes())], decode_image(photo.read_bytes())
+        except DataError as error:
+            raise DataError(f"{path}, or its image: {error}") from error
+        if image.shape[:2] != labels.shape:
+            raise DataError("an image and its segmentation differ in size", seen=f"{path}: {labels.shape}", allowed=image.shape[:2])
+        scale = min(1.0, ADE_FULL_SIDE / min(labels.shape))
+        size = (round(labels.shape[1] * scale), round(labels.shape[0] * scale))
+        _write_image(target["images"] / photo.name, cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
+        _write_image(target["annotations"] / f"{stem}.tif", cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST))
+    return len(maps)
 
 
 def _coco_stuff(root: Path) -> int:
@@ -94,9 +122,7 @@ def _pc_459(root: Path) -> int:
             labels = table[loadmat(_present(path))["LabelMap"].astype(np.int32)]
         except (ValueError, KeyError, NotImplementedError) as error:
             raise DataError("not a label map of PASCAL Context", seen=path, allowed="a .mat file with LabelMap") from error
-        out = target / f"annotations_ctx459/validation/{stem}.tif"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(labels.astype(np.uint16)).save(out)
+        _write_image(target / f"annotations_ctx459/validation/{stem}.tif", labels.astype(np.uint16))
     _copy([release / f"JPEGImages/{stem}.jpg" for stem in stems], target / "images/validation")
     return len(stems)
 
@@ -132,6 +158,7 @@ def _city_segment(ids: LabelMap, number: int, is_thing: dict[int, bool]) -> dict
 
 PREPARATIONS: dict[str, Callable[[Path], int]] = {
     "ade20k_150": _ade20k_150,
+    "ade20k_847": _ade20k_847,
     "coco_stuff": _coco_stuff,
     "pc_59": _pc_59,
     "pc_459": _pc_459,
@@ -185,6 +212,12 @@ def _copy(files: list[Path], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in files:
         shutil.copyfile(_present(path), target / path.name)
+
+
+def _write_image(path: Path, pixels: NDArray[Any]) -> None:
+    """In the format that the name says, with Pillow's settings (JPEG: quality 75, as the sets that published figures are of)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
 
 
 def _write(path: Path, data: bytes) -> None:
