@@ -196,6 +196,19 @@ def test_a_changed_configuration_is_refused(tmp_path: Path, tiny_config: MaskGen
     assert named in str(raised.value)
 
 
+def test_a_checkpoint_from_before_a_key_of_the_data_is_resumed_with_its_default(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
+    run_in(tmp_path, configured(tiny_config), Brightness(), stop=4)
+    file = tmp_path / "step_0000003" / checkpoint.MANIFEST
+    written = json.loads(file.read_text())
+    del written["config"]["data"]["match"], written["config"]["data"]["online"]
+    file.write_text(json.dumps(written))
+    online = configured(tiny_config, data={"train": "shards", "match": "online"})
+    with pytest.raises(CheckpointError, match=r"seen: data\.match;"):
+        run_in(tmp_path, online, Brightness(), resume=tmp_path / "step_0000003")
+    lines = run_in(tmp_path, configured(tiny_config), Brightness(), resume=tmp_path / "step_0000003")
+    assert lines[-1]["step"] == 8
+
+
 def test_what_a_resumed_run_may_change(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
     run_in(tmp_path, JobConfig.model_validate(configured(tiny_config).model_dump() | {"workers": 4}), Brightness(), stop=4)
     changes = {"log_every": 2, "accumulate": 2, "threads": 1, "keep_checkpoints": 1, "output": "elsewhere", "data": {"train": "shards", "threads": 2}}

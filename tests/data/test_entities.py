@@ -1,13 +1,21 @@
+"""Image-entities records: rows, counts, refusals, and samples."""
+
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 from tests.data.sa1b_samples import make_record
-from uniovseg.data.entities import SCHEMA, read_entities, to_record, to_table
+from uniovseg.data import pairs
+from uniovseg.data.entities import SCHEMA, collate, make_entity_sample, read_entities, to_record, to_table
 from uniovseg.data.shards import ModelUse, ShardSet
+from uniovseg.data.views import ViewConfig
 from uniovseg.errors import DataError
-from uniovseg.records import ImageEntities, Rejected
+from uniovseg.records import ImageEntities, ImagePairs, Rejected
 from uniovseg.runtime.shards import PartRange, write_manifest, write_part, write_records
 from uniovseg.storage import Location
 
@@ -55,3 +63,25 @@ def test_sets_of_other_records_are_refused(tmp_path: Path) -> None:
         list(read_entities(masks))
     with pytest.raises(DataError, match="holds other records.*height"):
         list(ShardSet(entities).records())
+
+
+def test_a_sample_is_the_view_that_pairs_get() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    entry = dataclasses.replace(RECORDS[0], image=cv2.imencode(".png", pixels)[1].tobytes())
+    none = np.zeros(0, np.float32)
+    matched = ImagePairs(
+        key="t0", image=entry.image, height=40, width=60, counts=(), quality=none, entities=entry.entities, sizes=(64,),
+        costs=np.zeros((1, 0, 2), np.float32), pairs=np.zeros((0, 2), np.int64), pair_costs=none,
+    )  # fmt: skip
+    config = ViewConfig(size=64, scale=(0.5, 2.0))
+    made = [make_entity_sample(entry, config, seed) for seed in range(6)]
+    for seed, sample in enumerate(made):
+        expected = pairs.make_pair_sample(matched, config, seed)
+        assert sample.view == expected.view and sample.record == entry
+        np.testing.assert_array_equal(sample.image, expected.image)
+    assert len({sample.view for sample in made}) == 6
+    batch = collate(made)
+    assert batch.keys == ("t0",) * 6 and batch.views == tuple(sample.view for sample in made)
+    assert torch.equal(batch.to("cpu").images[5], torch.from_numpy(made[5].image))
+    with pytest.raises(DataError, match="cannot be decoded"):
+        make_entity_sample(RECORDS[1], config, 0)

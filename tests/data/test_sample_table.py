@@ -7,10 +7,20 @@ import pyarrow as pa
 import pytest
 import torch
 
-from uniovseg.data.sample_table import MASK_SCHEMA, PAIR_SCHEMA, mask_samples, mask_table, pair_samples, pair_table
+from uniovseg.data.sample_table import (
+    ENTITY_SCHEMA,
+    MASK_SCHEMA,
+    PAIR_SCHEMA,
+    entity_samples,
+    entity_table,
+    mask_samples,
+    mask_table,
+    pair_samples,
+    pair_table,
+)
 from uniovseg.data.samples import MaskSampleConfig, collate, make_mask_sample
 from uniovseg.data.views import ViewConfig
-from uniovseg.records import ImageMasks, MaskBatch, MaskSample, PairSample
+from uniovseg.records import EntitySample, ImageEntities, ImageMasks, MaskBatch, MaskSample, PairSample
 
 
 @pytest.fixture(scope="module")
@@ -81,4 +91,20 @@ def test_pairs_come_back_too(samples: list[MaskSample]) -> None:
     for found, expected in zip(pair_samples(table), made, strict=True):
         assert (found.key, found.view, found.entities) == (expected.key, expected.view, expected.entities)
         assert found.masks == expected.masks
+        np.testing.assert_array_equal(found.image, expected.image)
+
+
+def test_entities_come_back_too(samples: list[MaskSample]) -> None:
+    made = [
+        EntitySample(
+            record=ImageEntities(key=sample.key, image=bytes([0, 255, number]), caption="été", entities=("a red star",) * number),
+            image=sample.image,
+            view=sample.view,
+        )
+        for number, sample in enumerate(samples)
+    ]
+    table = entity_table(made)
+    assert table.schema == ENTITY_SCHEMA
+    for found, expected in zip(entity_samples(table.slice(1)), made[1:], strict=True):
+        assert (found.record, found.view) == (expected.record, expected.view)
         np.testing.assert_array_equal(found.image, expected.image)

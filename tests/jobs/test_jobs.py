@@ -21,6 +21,8 @@ CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 JOBS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]], list[str]]] = {
     "train": (TrainJobConfig, train.main, ["--config", str(CONFIGS / "stage1_shapes.yaml"), "optim.lr=3e-4", "workers=2"]),
     "train_full": (TrainJobConfig, train.main, ["--config", str(CONFIGS / "stage1_sa1b.yaml"), "method.generator.decoder_layers=3"]),
+    "train_stage2": (TrainJobConfig, train.main, ["--config", str(CONFIGS / "stage2.yaml"), "method.adapter.rank=16"]),
+    "train_stage2_online": (TrainJobConfig, train.main, ["--config", str(CONFIGS / "stage2_online.yaml"), "data.online.pairing.max_masks=50"]),
     "refine": (RefineConfig, refine.main, ["--config", str(CONFIGS / "refine.yaml"), "captioner.concurrency=3"]),
     "refine_shapes": (RefineConfig, refine.main, ["--config", str(CONFIGS / "refine_shapes.yaml"), "part_samples=64"]),
     "make_shapes": (ShapesConfig, make_shapes.main, ["scene.size=96", "image_masks=5"]),

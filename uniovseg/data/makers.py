@@ -1,6 +1,6 @@
 """What turns the rows of a shard set into training batches: one class for each kind of batch, all of one form, so that the feed asks no questions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ from uniovseg.data.views import ViewConfig
 from uniovseg.errors import DataError
 from uniovseg.records import Batch, EntityBatch, EntitySample, MaskBatch, MaskSample, PairBatch, PairSample
 
+RecordT = TypeVar("RecordT")
 SampleT = TypeVar("SampleT")
 BatchT = TypeVar("BatchT", bound=Batch, covariant=True)
 
@@ -31,6 +32,14 @@ class SampleMaker(Protocol[SampleT, BatchT]):
         """A table of `pack` as a batch."""
 
 
+def _record(to_record: Callable[[pa.Table, int], RecordT], table: pa.Table, row: int, wanted: str) -> RecordT:
+    """A row as a record. Raises DataError where the rows lack a column, which are then of another kind than `wanted`."""
+    try:
+        return to_record(table, row)
+    except KeyError as error:
+        raise DataError("the training set holds other records", seen=error.args[0], allowed=wanted, fix="see data.train and data.match") from error
+
+
 class MaskSampleMaker:
     """Image-mask rows to stage 1's batches.
 
@@ -44,7 +53,7 @@ class MaskSampleMaker:
 
     def make(self, table: pa.Table, row: int, epoch: int) -> MaskSample:
         """The sample of a row of `uniovseg.data.shards.SCHEMA`."""
-        record = shards.to_record(table, row)
+        record = _record(shards.to_record, table, row, "image-mask shards of jobs/ingest.py")
         try:
             return make_mask_sample(record, self.view, self.sample, sample_seed(self.seed, epoch, record.key))
         except DataError as error:
@@ -76,7 +85,7 @@ class PairSampleMaker:
 
     def make(self, table: pa.Table, row: int, epoch: int) -> PairSample:
         """The sample of a row of `uniovseg.data.pairs.SCHEMA`."""
-        record = pairs.to_record(table, row)
+        record = _record(pairs.to_record, table, row, "pairs of jobs/match.py")
         try:
             return pairs.make_pair_sample(record, self.view, sample_seed(self.seed, epoch, record.key))
         except DataError as error:
@@ -108,7 +117,7 @@ class EntitySampleMaker:
 
     def make(self, table: pa.Table, row: int, epoch: int) -> EntitySample:
         """The sample of a row of `uniovseg.data.entities.SCHEMA`."""
-        record = entities.to_record(table, row)
+        record = _record(entities.to_record, table, row, "image-entities shards of jobs/refine.py")
         try:
             return entities.make_entity_sample(record, self.view, sample_seed(self.seed, epoch, record.key))
         except DataError as error:
