@@ -12,14 +12,14 @@ from mlflow.tracking import MlflowClient
 from jobs import evaluate
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
-from uniovseg.config import load
-from uniovseg.data.benchmarks import open_benchmark
+from uniovseg.config import load, validate
+from uniovseg.data.benchmarks import BENCHMARKS, open_benchmark
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
 from uniovseg.data.shapes_sets import write_panoptic
 from uniovseg.errors import ConfigError, DataError
 from uniovseg.evaluation.mask_classification import MaskClassificationConfig, MaskClassificationScore, classify_masks
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
-from uniovseg.methods.mask_generation import MaskGeneration
+from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig
 from uniovseg.metrics import PanopticScore, SemanticScore
 from uniovseg.models.clip import ClipConfig, load_clip
 from uniovseg.open_vocabulary import SegmentationConfig
@@ -129,6 +129,28 @@ def test_sources(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for wrong in (SourceConfig(), SourceConfig(benchmark="shapes", annotations="x.json")):
         with pytest.raises(ConfigError, match="either benchmark or annotations"):
             open_source(wrong)
+
+
+def test_each_benchmark_is_tested_by_its_own_settings() -> None:
+    for name, benchmark in BENCHMARKS.items():
+        config = load(WordsJobConfig, None, [f"benchmark={name}", "output=out"])
+        assert WordsJobConfig.model_validate_json(config.model_dump_json()) == config
+        method = validate(MaskGenerationConfig, config.method)
+        if benchmark.vocabulary is None:
+            assert (config.method, config.segmentation) == ({}, SegmentationConfig())
+        else:
+            assert config.method["regions"]["templates"] == "vild14"
+            assert (method.size, method.test_points_per_side) == ((2048, 40) if name.startswith("cityscapes") else (1024, 20))
+    assert load(WordsJobConfig, None, ["annotations=a.json", "output=out"]).method == {}
+
+
+def test_what_is_given_wins_over_a_benchmark(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("benchmark: cityscapes_panoptic\noutput: out\nmethod: {size: 512}\nsegmentation: {min_visible: 0.8}\n")
+    config = load(WordsJobConfig, tmp_path / "mine.yaml", ["method.regions.sizes=[768]"])
+    assert config.method == {"size": 512, "test_points_per_side": 40, "regions": {"sizes": [768], "templates": "vild14"}}
+    assert (config.segmentation.min_visible, config.segmentation.min_score) == (0.8, 0.0)
+    again = WordsJobConfig(benchmark="cityscapes", output="out", segmentation=SegmentationConfig(unknown_below=0.5))
+    assert (again.segmentation.unknown_below, again.method["size"]) == (0.5, 2048)
 
 
 def test_what_is_missing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
-from pydantic import Field
+import yaml
+from pydantic import Field, model_validator
 from rich.progress import track
 
 from uniovseg import storage
-from uniovseg.config import Config
+from uniovseg.config import Config, merge
 from uniovseg.data.benchmarks import BENCHMARKS, Item, LabelledSet, open_benchmark, open_panoptic
 from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import ConfigError
@@ -61,13 +63,24 @@ class EvaluationConfig(SourceConfig):
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
+def benchmark_settings(benchmark: str | None) -> dict[str, Any]:
+    """How a benchmark is tested: values of `WordsJobConfig`, from ``benchmark_settings.yaml``; empty for other sets."""
+    settings = yaml.safe_load((resources.files("uniovseg") / "runtime/benchmark_settings.yaml").read_text("utf-8"))
+    return dict(settings.get(benchmark, {}))
+
+
 class WordsJobConfig(EvaluationConfig):
-    """Semantic or panoptic evaluation of a checkpoint."""
+    """Semantic or panoptic evaluation of a checkpoint. A benchmark brings its own settings (`benchmark_settings`); whatever is given wins over them."""
 
     checkpoint: str = Field("shapes", description="checkpoint folder or URI; 'shapes': the packaged model of the shapes world")
     method: dict[str, Any] = Field({}, description="settings of the method that differ from the checkpoint's, as method.size=896")
     segmentation: SegmentationConfig = Field(SegmentationConfig(), description="from masks to maps")
     pictures: int = Field(8, ge=0, description="worst and best images each that report.html shows")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_benchmark(cls, values: Any) -> Any:
+        return merge(benchmark_settings(values.get("benchmark")), values) if isinstance(values, dict) else values
 
 
 class MaskClassificationJobConfig(EvaluationConfig):
