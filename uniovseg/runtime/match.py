@@ -4,7 +4,6 @@ Everything is frozen here, so it is computed once: people look at the pairs, a s
 A part is one row group of the entities; it is matched by one worker and commits alone (`uniovseg.runtime.shards`), so a run that is started again goes on.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +13,6 @@ import torch
 from pydantic import Field
 from rich.progress import track
 
-from uniovseg import storage
 from uniovseg.config import Config
 from uniovseg.data import entities, pairs
 from uniovseg.data.images import decode_image
@@ -28,7 +26,7 @@ from uniovseg.pairing import PairingConfig, pair_image
 from uniovseg.pictures import Picture, draw_masks
 from uniovseg.records import ImagePairs, Rejected
 from uniovseg.runtime.pool import PoolConfig, over_items
-from uniovseg.runtime.shards import Commit, PartRange, read_commits, write_manifest, write_records
+from uniovseg.runtime.shards import Commit, PartRange, check_settings, read_commits, write_manifest, write_records
 from uniovseg.segmenter import Segmenter
 from uniovseg.storage import Location
 from uniovseg.training import pick_device
@@ -97,7 +95,7 @@ def match(config: MatchConfig) -> dict[str, Any]:
     if strange := [name for name, commit in commits.items() if commit.part not in parts]:
         raise ConfigError("the output holds parts of other entities", seen=strange[0], fix="give another output folder")
     settings = {"checkpoint": config.checkpoint, "regions": config.regions.model_dump_json(), "pairing": config.pairing.model_dump_json()}
-    _check_settings(output, settings)
+    check_settings(output, settings)
     left = [part for part in parts if part.name not in commits]
     done = over_items(config.pool, partial(Matcher, config), left)
     commits |= {commit.part.name: commit for commit in track(done, "matching masks and entities", total=len(left))}
@@ -107,17 +105,6 @@ def match(config: MatchConfig) -> dict[str, Any]:
         "rejected": sum(manifest.rejects.values()), "parts": len(parts), "parts_already_done": len(parts) - len(left),
         "seconds": round(time.perf_counter() - started, 1),
     }  # fmt: skip
-
-
-def _check_settings(output: Location, settings: dict[str, str]) -> None:
-    """Refuse an output that was begun with other settings; remember those of a new one."""
-    location = output / "settings.json"
-    if not storage.exists(location):
-        storage.write_bytes(location, json.dumps(settings, indent=2).encode())
-        return
-    begun = json.loads(storage.read_bytes(location))
-    if changed := [f"{name}: {value}" for name, value in settings.items() if begun.get(name) != value]:
-        raise ConfigError("the output was begun with other settings", seen="; ".join(changed), fix="give another output folder")
 
 
 def pictures_of_pairs(uri: str, count: int) -> list[Picture]:

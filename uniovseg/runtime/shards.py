@@ -5,6 +5,7 @@ A part that is tried again writes the same names over; a run that is started aga
 """
 
 import io
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
@@ -17,6 +18,7 @@ from uniovseg import storage
 from uniovseg.config import Config
 from uniovseg.data.shards import MANIFEST, Contents, Manifest, ModelUse, ShardInfo, contents_of, rejects_table
 from uniovseg.data.shards import to_table as image_masks_table
+from uniovseg.errors import ConfigError
 from uniovseg.records import ImageMasks, Rejected
 from uniovseg.storage import Location
 
@@ -124,6 +126,17 @@ def write_records(
     commit = Commit(part=part, shard=shard, models=models(), rejects=dict(sorted(reasons.items())), **writer.contents.model_dump())
     storage.write_bytes(output / f"commits/{part.name}.json", commit.model_dump_json().encode())
     return commit
+
+
+def check_settings(output: Location, settings: Mapping[str, str]) -> None:
+    """Refuse an output that was begun with other settings: ConfigError; remember those of a new one."""
+    location = output / "settings.json"
+    if not storage.exists(location):
+        storage.write_bytes(location, json.dumps(dict(settings), indent=2).encode())
+        return
+    begun = json.loads(storage.read_bytes(location))
+    if changed := [f"{name}: {value}" for name, value in settings.items() if begun.get(name) != value]:
+        raise ConfigError("the output was begun with other settings", seen="; ".join(changed), fix="give another output folder")
 
 
 def read_commits(output: Location) -> dict[str, Commit]:
