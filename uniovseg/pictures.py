@@ -59,6 +59,13 @@ def tile(pictures: Sequence[Picture], columns: int, side: int) -> Picture:
     return sheet
 
 
+def encode_picture(picture: Picture) -> bytes:
+    """An RGB picture as a PNG."""
+    done, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+    assert done
+    return data.tobytes()
+
+
 def save_picture(path: str, picture: Picture) -> None:
     """Write an RGB picture; the ending of the name says the format. Raises StorageError when it cannot be written."""
     if not cv2.imwrite(path, np.ascontiguousarray(picture[..., ::-1])):

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Literal
 
-import cv2
-import numpy as np
 import torch
 from pydantic import Field
 from rich.progress import track
@@ -16,6 +14,7 @@ from uniovseg.config import Config
 from uniovseg.data.coco import iter_records, read_annotations
 from uniovseg.data.shards import ShardSet
 from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
+from uniovseg.pictures import encode_picture
 from uniovseg.runtime.tracking import TrackingConfig, tracked_run
 from uniovseg.segmenter import Segmenter
 from uniovseg.storage import Location
@@ -61,9 +60,7 @@ def evaluate_promptable_job(config: PromptableJobConfig) -> dict[str, Any]:
         summary = scores.summary()
         first = list(islice(labelled_images(config.annotations, config.images, config.panoptic, 6)[1], 6))
         picture = everything_picture(segmenter.method, first)
-        done, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-        assert done
-        storage.write_bytes(Location.of(config.output) / "everything.png", data.tobytes())
+        storage.write_bytes(Location.of(config.output) / "everything.png", encode_picture(picture))
         run.log(0, summary)
         run.log_pictures(0, {"everything": picture})
         return {"promptable": summary, "picture": f"{config.output}/everything.png", "seconds": round(time.perf_counter() - started, 1)}
