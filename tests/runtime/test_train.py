@@ -11,15 +11,18 @@ from mlflow.tracking import MlflowClient
 
 from uniovseg import checkpoint
 from uniovseg.config import flatten
+from uniovseg.data import entities
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.views import ViewConfig
 from uniovseg.errors import CheckpointError, ConfigError
 from uniovseg.methods.base import OptimConfig
 from uniovseg.methods.mask_generation import MaskGenerationConfig
+from uniovseg.records import ImageEntities, ImageMasks
+from uniovseg.runtime.shards import PartRange, write_manifest, write_records
 from uniovseg.runtime.tracking import Run, TrackingConfig
 from uniovseg.runtime.train import RayRecorder, TrainJobConfig, fit, with_absolute_paths
 from uniovseg.storage import Location
-from uniovseg.training import DataConfig, ValidationConfig
+from uniovseg.training import DataConfig, TrainConfig, ValidationConfig, run
 
 STEPS, EVERY = 12, 3
 
@@ -175,6 +178,28 @@ def test_a_run_whose_worker_is_killed_goes_on_to_the_same_losses(job: TrainJobCo
         assert found[step] == pytest.approx(expected[step], rel=0, abs=1e-5), step
     assert report["metrics"] == pytest.approx(whole["metrics"], abs=1e-5)
     assert client.get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.cluster
+def test_a_run_that_matches_online_is_fed_by_ray(ray_cluster: None, job: TrainJobConfig, scenes: list[ImageMasks], folder: Path) -> None:
+    """Its losses are those of the loop without Ray."""
+    entity_set = Location.of(folder / "entities")
+    part = PartRange(name="text-0", source="text.parquet", begin=0, end=4)
+    named = [ImageEntities(key=scene.key, image=scene.image, caption="", entities=("red star", "sand")) for scene in scenes[:4]]
+    write_manifest(entity_set, [write_records(part, enumerate(named), entity_set, 2, entities.to_table)])
+    online = {"blend": True, "regions": {"sizes": [64], "templates": "simple"}, "pairing": {"points_per_side": 3}}
+    method = {"name": "mask_text_alignment", "clip": job.method.clip, "generator": job.method.generator, "size": 64}
+    changes = {
+        "output": str(folder / "online"), "steps": 2, "accumulate": 1, "workers": 1, "tracking": {"uri": None}, "validation": {},
+        "method": method | {"proposals": {"min_predicted_iou": 0.0}, "regions": online["regions"]},
+        "data": {"train": entity_set.uri, "match": "online", "online": online, "view": {"size": 64}, "threads": 1},
+    }  # fmt: skip
+    config = TrainJobConfig.model_validate(job.model_dump() | changes)
+    assert fit(config)["steps"] == 2
+    run(TrainConfig.model_validate({name: getattr(config, name) for name in TrainConfig.model_fields} | {"output": str(folder / "online_alone")}))
+    found, expected = (lines(folder / name) for name in ("online", "online_alone"))
+    assert [line["step"] for line in found] == [1, 2] and all(line["pairs"] > 0 for line in found)
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1e-6)
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(job: TrainJobConfig) -> None:
