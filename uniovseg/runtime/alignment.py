@@ -1,6 +1,7 @@
 """How much the adapter brings, as a table: the best naming by the frozen CLIP against the adapted one, with the same masks."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -12,15 +13,15 @@ from uniovseg.data.benchmarks import open_panoptic
 from uniovseg.evaluation.naming import NamingScore, evaluate_namings
 from uniovseg.metrics import figure
 from uniovseg.open_vocabulary import SegmentationConfig
+from uniovseg.records import Vocabulary
 from uniovseg.segmenter import Segmenter
 from uniovseg.storage import Location
 
 
-class AlignmentConfig(Config):
-    """Frozen against adapted naming on a labelled set."""
+class NamingsConfig(Config):
+    """Frozen against adapted naming on a labelled set; the adapters are named apart."""
 
-    baseline: str = Field(..., description="checkpoint without an adapter; it proposes the masks of both")
-    aligned: str = Field(..., description="checkpoint with an adapter over the same CLIP")
+    baseline: str = Field(..., description="checkpoint without an adapter; it proposes the masks of all")
     annotations: str = Field(..., description="COCO panoptic JSON, with images/ beside it")
     sizes: tuple[tuple[int, ...], ...] = Field(((256,), (384,), (256, 384)), description="scale sets of the frozen CLIP that are tried")
     templates: tuple[str, ...] = Field(("simple", "vild14"), description="template sets of the frozen CLIP that are tried")
@@ -29,10 +30,44 @@ class AlignmentConfig(Config):
     segmentation: SegmentationConfig = Field(SegmentationConfig(), description="from masks to maps")
 
 
-def compare_alignment(config: AlignmentConfig, unseen: Collection[str]) -> dict[str, Any]:
-    """Evaluate; `unseen` are the names of the classes that no caption of stage 2 names. Every figure is a fraction.
+class AlignmentConfig(NamingsConfig):
+    """Frozen against adapted naming on a labelled set."""
 
-    ``oracle_mask_miou`` is the aligned naming's mIoU when the masks are the ground truth's.
+    aligned: str = Field(..., description="checkpoint with an adapter over the same CLIP")
+
+
+@dataclass(frozen=True, slots=True)
+class NamingFigures:
+    """How well one naming does; fractions, None where there is none.
+
+    Attributes:
+        miou, unseen_miou: over all classes and over the unseen ones.
+        pq: over all classes.
+        oracle_mask_miou: the mIoU when the masks are the ground truth's.
+    """
+
+    miou: float | None
+    unseen_miou: float | None
+    pq: float | None
+    oracle_mask_miou: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Namings:
+    """The best frozen naming by mIoU, its setting in words, and each adapter's."""
+
+    baseline: NamingFigures
+    baseline_setting: str
+    aligned: Mapping[str, NamingFigures]
+
+
+def compare_namings(config: NamingsConfig, aligned: Mapping[str, str], unseen: Collection[str]) -> Namings:
+    """Evaluate several adapters and the frozen settings on the same masks, in one pass over the images.
+
+    Args:
+        config: the set and the frozen settings.
+        aligned: checkpoints with an adapter over the same CLIP, by any name; each names masks at its own sizes.
+        unseen: the names of the classes that no caption of stage 2 names.
     """
     changes = {"test_points_per_side": config.points_per_side}
     namings = {
@@ -42,7 +77,7 @@ def compare_alignment(config: AlignmentConfig, unseen: Collection[str]) -> dict[
         for sizes, templates in product(config.sizes, config.templates)
     }
     frozen = list(namings)
-    namings["aligned"] = Segmenter.load(config.aligned, changes=changes).method
+    namings |= {f"aligned: {name}": Segmenter.load(uri, changes=changes).method for name, uri in aligned.items()}
     folder = Location.of(config.annotations).uri.rpartition("/")[0]
     dataset = open_panoptic(config.annotations, f"{folder}/images")
     items = dataset.items[: config.limit]
@@ -51,14 +86,35 @@ def compare_alignment(config: AlignmentConfig, unseen: Collection[str]) -> dict[
     for scores in track(evaluate_namings(namings, samples, dataset.vocabulary, config.segmentation), "naming masks", total=len(items)):
         totals = {name: totals[name] + score for name, score in scores.items()}
     best = max(frozen, key=lambda name: totals[name].semantic.miou())
-    held_out = [index for index, item in enumerate(dataset.vocabulary.categories) if item.name in unseen]
+    return Namings(
+        baseline=_figures(totals[best], dataset.vocabulary, unseen),
+        baseline_setting=best,
+        aligned={name: _figures(totals[f"aligned: {name}"], dataset.vocabulary, unseen) for name in aligned},
+    )
+
+
+def _figures(score: NamingScore, vocabulary: Vocabulary, unseen: Collection[str]) -> NamingFigures:
+    held_out = [index for index, item in enumerate(vocabulary.categories) if item.name in unseen]
+    return NamingFigures(
+        miou=figure(score.semantic.miou()),
+        unseen_miou=figure(score.semantic.miou(held_out)),
+        pq=score.panoptic.summary(vocabulary)["All"]["pq"],
+        oracle_mask_miou=figure(score.oracle.miou()),
+    )
+
+
+def compare_alignment(config: AlignmentConfig, unseen: Collection[str]) -> dict[str, Any]:
+    """Evaluate; `unseen` are the names of the classes that no caption of stage 2 names. Every figure is a fraction.
+
+    ``oracle_mask_miou`` is the aligned naming's mIoU when the masks are the ground truth's.
+    """
+    found = compare_namings(config, {"aligned": config.aligned}, unseen)
     report: dict[str, Any] = {}
-    for label, name in (("baseline", best), ("aligned", "aligned")):
-        semantic = totals[name].semantic
-        report[f"{label}_miou"] = figure(semantic.miou())
-        report[f"{label}_unseen_miou"] = figure(semantic.miou(held_out))
-        report[f"{label}_pq"] = totals[name].panoptic.summary(dataset.vocabulary)["All"]["pq"]
-    report["oracle_mask_miou"] = figure(totals["aligned"].oracle.miou())
-    report["baseline_oracle_mask_miou"] = figure(totals[best].oracle.miou())
-    report["baseline_setting"] = best
+    for label, figures in (("baseline", found.baseline), ("aligned", found.aligned["aligned"])):
+        report[f"{label}_miou"] = figures.miou
+        report[f"{label}_unseen_miou"] = figures.unseen_miou
+        report[f"{label}_pq"] = figures.pq
+    report["oracle_mask_miou"] = found.aligned["aligned"].oracle_mask_miou
+    report["baseline_oracle_mask_miou"] = found.baseline.oracle_mask_miou
+    report["baseline_setting"] = found.baseline_setting
     return report
