@@ -1,0 +1,97 @@
+"""What each further scale costs: seconds and memory of matching and of inference, each measured in a process of its own."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from uniovseg.config import Config
+from uniovseg.data import shapes
+from uniovseg.data.shapes import CLASS_NAMES, SceneConfig, draw_scene, encode_image, entities, scene_rng
+from uniovseg.data.vocabulary import load_vocabulary
+from uniovseg.models.phrases import PhraseEmbeddings
+from uniovseg.models.text_classifier import TEMPLATES
+from uniovseg.pairing import PairingConfig, pair_image
+from uniovseg.records import ImageEntities
+from uniovseg.segmenter import Segmenter
+from uniovseg.training import pick_device
+
+TASKS = ("matching", "inference")
+
+
+class CostConfig(Config):
+    """What is measured."""
+
+    checkpoint: str = Field("shapes", description="checkpoint; 'shapes': the packaged model of the shapes world")
+    sizes: tuple[int, ...] = Field(
+        (256, 384, 512), min_length=1, description="canvas sides, pixels; measured are the first, the first two, and so on"
+    )
+    images: int = Field(8, ge=1, description="images timed, after one that is not")
+    scene: SceneConfig = Field(SceneConfig(), description="what the images look like")
+    templates: str = Field("simple", pattern=f"^({'|'.join(TEMPLATES)})$", description="prompt templates")
+    points_per_side: int = Field(12, ge=1, description="grid of point prompts, points a side")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    threads: int = Field(1, ge=1, description="CPU threads of torch")
+
+
+def measure_cost(config: CostConfig) -> list[dict[str, Any]]:
+    """A row for each task and number of scales: ``seconds`` an image; ``memory_mib``, the most that the process held (on CUDA: that torch held there),
+    and ``model_mib``, what it held of that before the first image.
+
+    *Matching* is proposals, region embeddings at every scale, costs and assignment. *Inference* is proposals and their classes among all of the shapes
+    world's; the words are embedded once, before.
+    """
+    rows = []
+    for task in TASKS:
+        for count in range(1, len(config.sizes) + 1):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:  # the peak of a process never falls
+                measured = process.submit(_measure, config, task, config.sizes[:count]).result()
+            rows.append({"task": task, "scales": count, "sizes": "+".join(map(str, config.sizes[:count]))} | measured)
+    return rows
+
+
+def _measure(config: CostConfig, task: str, sizes: tuple[int, ...]) -> dict[str, float]:
+    torch.set_num_threads(config.threads)
+    device = pick_device(config.device)
+    changes = {"regions": {"sizes": sizes, "templates": config.templates}, "test_points_per_side": config.points_per_side}
+    work = _work(task, Segmenter.load(config.checkpoint, str(device), changes))
+    scenes = [draw_scene(config.scene, scene_rng(0, shapes.TEXT_STREAM, index), held_out=False) for index in range(config.images + 1)]
+    records = [ImageEntities(key="", image=encode_image(one.image, 90), caption="", entities=tuple(entities(one))) for one in scenes]
+    before = _peak_mib(device)
+    work(records[0], scenes[0].image)
+    started = time.perf_counter()
+    for record, scene in zip(records[1:], scenes[1:], strict=True):
+        work(record, scene.image)
+    seconds = (time.perf_counter() - started) / config.images
+    return {"seconds": seconds, "memory_mib": _peak_mib(device), "model_mib": before}
+
+
+def _work(task: str, segmenter: Segmenter) -> Callable[[ImageEntities, NDArray[np.uint8]], object]:
+    method = segmenter.method
+    if task == "matching":
+        phrases = PhraseEmbeddings(method.clip, TEMPLATES[method.config.regions.templates])
+        return lambda record, image: pair_image(PairingConfig(), method, phrases, record, image)
+    vocabulary = load_vocabulary(list(CLASS_NAMES))
+    method.classifier(vocabulary)
+
+    def infer(_: ImageEntities, image: NDArray[np.uint8]) -> object:
+        embedded = method.embed(image)
+        return method.classify(embedded, method.propose(embedded).masks, vocabulary)
+
+    return infer
+
+
+def _peak_mib(device: torch.device) -> float:
+    """The most memory held so far, MiB: torch's on a GPU, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
