@@ -1,5 +1,6 @@
 import io
 import os
+import zlib
 from pathlib import Path
 
 import cv2
@@ -77,6 +78,14 @@ def test_reduced_photographs_are_the_photographs_averaged() -> None:
         assert np.abs(decode_image(data, 2).astype(float) - averaged).mean() < 1.0, path
         compared += 1
     assert compared > 5
+
+
+def test_an_image_that_claims_too_many_pixels_is_refused() -> None:
+    data = bytearray(encoded(picture(8, 8), "PNG"))
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")  # of the header, whose first field is the size
+    with pytest.raises(DataError, match="cannot be decoded; seen: .*PIXELS.*; allowed: at most 2"):
+        decode_image(bytes(data))
 
 
 def test_shrink_for_takes_the_largest_exact_factor() -> None:

@@ -29,7 +29,10 @@ def decode_image(data: bytes, shrink: int = 1) -> NDArray[np.uint8]:
         DataError: the bytes are no image.
     """
     flags = _FLAGS[shrink] | cv2.IMREAD_IGNORE_ORIENTATION
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error as error:
+        raise DataError("the image cannot be decoded", seen=" ".join(str(error).split()), allowed="at most 2^30 pixels") from error
     if decoded is None:
         raise DataError("the image cannot be decoded", seen=f"{len(data)} bytes starting {data[:8]!r}", allowed="JPEG, PNG, WebP, BMP, TIFF")
     return decoded.astype(np.uint8, copy=False)
