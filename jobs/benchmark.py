@@ -1,15 +1,19 @@
 """Measure something: `python jobs/benchmark.py SUBJECT [key=value ...]`, for example `python jobs/benchmark.py data`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jobs import _cli
-from uniovseg.benchmarks import data
+from uniovseg.benchmarks import data, mask_classification
 
-SUBJECTS = {"data": (data.DataBenchmarkConfig, data.run)}
+SUBJECTS: dict[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
+    "data": (data.DataBenchmarkConfig, data.run),
+    "mask_classification": (mask_classification.MaskClassificationBenchmarkConfig, mask_classification.run),
+}
 
 
 def main(argv: Sequence[str]) -> int:
