@@ -46,6 +46,7 @@ def test_numbers_in_print() -> None:
 
 def test_mean_and_standard_deviation() -> None:
     values = [0.31, 0.35, 0.29]
-    assert mean_and_std(values) == (pytest.approx(statistics.mean(values)), pytest.approx(statistics.stdev(values)))
+    mean, spread = mean_and_std(values)
+    assert mean == pytest.approx(statistics.mean(values)) and spread == pytest.approx(statistics.stdev(values))
     assert mean_and_std([0.3, None]) == (0.3, None)
     assert mean_and_std([None]) == (None, None)

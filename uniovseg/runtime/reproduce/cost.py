@@ -1,4 +1,4 @@
-"""What each further scale costs: seconds and memory of matching and of inference, each measured in a process of its own."""
+"""What each further scale costs: seconds and memory of matching and of inference, on scenes of the shapes world."""
 
 import resource
 import sys
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from uniovseg.config import Config
-from uniovseg.data import shapes
-from uniovseg.data.shapes import CLASS_NAMES, SceneConfig, draw_scene, encode_image, entities, scene_rng
+from uniovseg.data.shapes import CLASS_NAMES, TEXT_STREAM, SceneConfig, draw_scene, encode_image, entities, scene_rng
 from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.models.phrases import PhraseEmbeddings
 from uniovseg.models.text_classifier import TEMPLATES
@@ -44,34 +43,38 @@ class CostConfig(Config):
 
 def measure_cost(config: CostConfig) -> list[dict[str, Any]]:
     """A row for each task and number of scales: ``seconds`` an image; ``memory_mib``, the most that the process held (on CUDA: that torch held there),
-    and ``model_mib``, what it held of that before the first image.
+    and ``model_mib``, what it held of that before the first image. Each task has a process of its own, as the most that one held never falls.
 
     *Matching* is proposals, region embeddings at every scale, costs and assignment. *Inference* is proposals and their classes among all of the shapes
     world's; the words are embedded once, before.
     """
     rows = []
     for task in TASKS:
-        for count in range(1, len(config.sizes) + 1):
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:  # the peak of a process never falls
-                measured = process.submit(_measure, config, task, config.sizes[:count]).result()
-            rows.append({"task": task, "scales": count, "sizes": "+".join(map(str, config.sizes[:count]))} | measured)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            rows += process.submit(measure_task, config, task).result()
     return rows
 
 
-def _measure(config: CostConfig, task: str, sizes: tuple[int, ...]) -> dict[str, float]:
+def measure_task(config: CostConfig, task: str) -> list[dict[str, Any]]:
+    """The rows of one task, measured in this process: with ever more scales, so that the most it ever held is what the last scale set takes."""
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
-    changes = {"regions": {"sizes": sizes, "templates": config.templates}, "test_points_per_side": config.points_per_side}
-    work = _work(task, Segmenter.load(config.checkpoint, str(device), changes))
-    scenes = [draw_scene(config.scene, scene_rng(0, shapes.TEXT_STREAM, index), held_out=False) for index in range(config.images + 1)]
+    scenes = [draw_scene(config.scene, scene_rng(0, TEXT_STREAM, index), held_out=False) for index in range(config.images + 1)]
     records = [ImageEntities(key="", image=encode_image(one.image, 90), caption="", entities=tuple(entities(one))) for one in scenes]
-    before = _peak_mib(device)
-    work(records[0], scenes[0].image)
-    started = time.perf_counter()
-    for record, scene in zip(records[1:], scenes[1:], strict=True):
-        work(record, scene.image)
-    seconds = (time.perf_counter() - started) / config.images
-    return {"seconds": seconds, "memory_mib": _peak_mib(device), "model_mib": before}
+    rows: list[dict[str, Any]] = []
+    for count in range(1, len(config.sizes) + 1):
+        sizes = config.sizes[:count]
+        changes = {"regions": {"sizes": sizes, "templates": config.templates}, "test_points_per_side": config.points_per_side}
+        work = _work(task, Segmenter.load(config.checkpoint, str(device), changes))
+        before = rows[0]["model_mib"] if rows else _peak_mib(device)
+        work(records[0], scenes[0].image)
+        started = time.perf_counter()
+        for record, scene in zip(records[1:], scenes[1:], strict=True):
+            work(record, scene.image)
+        seconds = (time.perf_counter() - started) / config.images
+        figures = {"seconds": seconds, "memory_mib": _peak_mib(device), "model_mib": before}
+        rows.append({"task": task, "scales": count, "sizes": "+".join(map(str, sizes))} | figures)
+    return rows
 
 
 def _work(task: str, segmenter: Segmenter) -> Callable[[ImageEntities, NDArray[np.uint8]], object]:
