@@ -24,7 +24,6 @@ from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import CheckpointError, DataError
 from uniovseg.methods.catalog import METHODS
 from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
-from uniovseg.models.clip import CHECKPOINT
 from uniovseg.open_vocabulary import SegmentationConfig, instances, panoptic_map, semantic_map
 from uniovseg.postprocess import masks_from_logits
 from uniovseg.records import Prediction, Vocabulary
@@ -197,10 +196,7 @@ def load_method(folder: Path, changes: Mapping[str, Any] | None = None) -> Promp
     entry = METHODS[str(name)]
     method = entry.build(validate(entry.config_type, merge(info.method, dict(changes or {}))), 0)
     state = checkpoint.read_weights(folder)
-    expected = set(method.state())
-    if info.method.get("clip", {}).get("weights") == CHECKPOINT:
-        expected |= {name for name in method.state_dict() if name.startswith("clip.")}
-    checkpoint.load_weights(method, state, expected)
+    checkpoint.load_weights(method, state, set(method.state()))
     return method.eval()  # type: ignore[return-value]
 
 

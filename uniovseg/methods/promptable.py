@@ -21,7 +21,7 @@ from uniovseg.config import Config
 from uniovseg.data.regions import region_cells
 from uniovseg.data.views import fit_view, render
 from uniovseg.methods.base import Method
-from uniovseg.models.clip import Clip, ClipConfig
+from uniovseg.models.clip import CHECKPOINT, Clip, ClipConfig
 from uniovseg.models.feature_adapter import FeatureAdapter
 from uniovseg.models.mask_decoder import MaskEmbeddings, mask_logits
 from uniovseg.models.mask_generator import MaskGenerator, MaskGeneratorConfig
@@ -96,6 +96,12 @@ class PromptableSegmenter(Method):
         self.generator = generator
         self.adapter = adapter
         self._classifiers: OrderedDict[str, TextClassifier] = OrderedDict()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: everything outside `frozen`, and the CLIP too where its weights come with the checkpoint and from nowhere else."""
+        if self.config.clip.weights != CHECKPOINT:
+            return super().state()
+        return super().state() | {f"clip.{name}": value for name, value in self.clip.state_dict().items()}
 
     def pixel_features(self, images: Tensor) -> PixelFeatures:
         """The pixel decoder's output for [B, 3, H, W] RGB images in 0..255; no gradient reaches the CLIP."""
