@@ -124,7 +124,7 @@ class Segmenter:
         if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
             raise DataError("a box is empty", seen=boxes.tolist()[:4], allowed="x0 < x1 and y0 < y1")
         decoded = self.method.embed_boxes(embedded, boxes)
-        return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0], vocabulary, config)
+        return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0], vocabulary, config, decoded.windows)
 
     def everything(
         self,
@@ -162,9 +162,15 @@ class Segmenter:
         return describe_instances(instances(prediction, classes, config), prediction.masks, classes)
 
     def _segments(
-        self, embedded: EmbeddedImage, embeddings: Tensor, ious: Tensor, vocabulary: VocabularyLike | None, config: SegmentationConfig
+        self,
+        embedded: EmbeddedImage,
+        embeddings: Tensor,
+        ious: Tensor,
+        vocabulary: VocabularyLike | None,
+        config: SegmentationConfig,
+        windows: Tensor | None = None,
     ) -> list[Segment]:
-        masks = masks_from_logits(self.method.mask_logits(embedded, embeddings), embedded.view, embedded.size)
+        masks = masks_from_logits(self.method.mask_logits(embedded, embeddings, windows), embedded.view, embedded.size)
         prediction = Prediction(masks=masks, quality=ious.float().cpu(), class_scores=torch.zeros(len(masks), 0))
         return self._described(embedded, prediction, vocabulary, config)
 

@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from uniovseg.models.mask_decoder import MaskDecoder, mask_logits
+from uniovseg.models.mask_decoder import CUT_LOGIT, MaskDecoder, MaskEmbeddings, in_windows, mask_logits
 from uniovseg.models.mask_generator import MaskGenerator
 from uniovseg.models.pixel_decoder import PixelFeatures
 
@@ -20,7 +20,7 @@ def test_visible_is_the_union_of_the_resized_masks(generator: MaskGenerator, pix
         features = generator.mask_decoder.features(pixel)
         embeddings = torch.randn(2, 6, 3, 32, generator=torch.Generator().manual_seed(0))
         small = F.interpolate(features, size=(4, 6), mode="bilinear", align_corners=False)
-        found = MaskDecoder._visible(embeddings, small)
+        found = MaskDecoder._visible(MaskEmbeddings(embeddings, embeddings[..., 0]), small)
         full = mask_logits(embeddings, features).flatten(0, 1)
         expected = (F.interpolate(full, size=(4, 6), mode="bilinear", align_corners=False).sigmoid() >= 0.5).any(1).view(2, 6, 24)
     assert expected.any(-1).all()
@@ -31,8 +31,40 @@ def test_visible_is_the_union_of_the_resized_masks(generator: MaskGenerator, pix
 def test_a_prompt_that_sees_nothing_sees_everything() -> None:
     embeddings = torch.tensor([[[[1.0]], [[-1.0]]]])  # [1, 2, 1, 1]
     features = torch.tensor([[[[-1.0, -2.0, 3.0]]]])
-    assert MaskDecoder._visible(embeddings, features).tolist() == [[[False, False, True], [True, True, False]]]
-    assert MaskDecoder._visible(embeddings, -features.abs() - 0.0).tolist() == [[[True, True, True], [True, True, True]]]
+    predicted = MaskEmbeddings(embeddings, embeddings[..., 0])
+    assert MaskDecoder._visible(predicted, features).tolist() == [[[False, False, True], [True, True, False]]]
+    assert MaskDecoder._visible(predicted, -features.abs() - 0.0).tolist() == [[[True, True, True], [True, True, True]]]
+
+
+def test_a_prompt_with_a_window_sees_nothing_else() -> None:
+    features = torch.tensor([[[[1.0, -2.0, 3.0]]]])
+    windows = torch.tensor([[[0.4, 0.0, 0.6, 1.0], [0.4, 0.0, 0.6, 1.0]]])  # the middle cell
+    predicted = MaskEmbeddings(torch.tensor([[[[1.0]], [[-1.0]]]]), torch.zeros(1, 2, 1), windows)
+    assert MaskDecoder._visible(predicted, features).tolist() == [[[False, True, False], [False, True, False]]]
+
+
+def test_in_windows_are_the_cells_that_a_window_touches() -> None:
+    """Oracle: the closed cell and the closed window share a point, cell by cell."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(3, 5, 2, generator=generator)
+    windows = torch.cat([first, first + torch.rand(3, 5, 2, generator=generator) * (1 - first)], dim=-1)
+    windows[0, 0] = torch.tensor([0.5, 0.5, 0.5, 0.5])
+    found = in_windows(windows, (4, 6))
+    assert found.shape == (3, 5, 4, 6)
+    for place in torch.cartesian_prod(*(torch.arange(n) for n in found.shape)).tolist():
+        image, prompt, row, column = place
+        left, top, right, bottom = windows[image, prompt].tolist()
+        touched = left <= (column + 1) / 6 and right >= column / 6 and top <= (row + 1) / 4 and bottom >= row / 4
+        assert found[image, prompt, row, column] == touched
+
+
+def test_masks_are_cut_to_their_windows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeddings, features = torch.randn(2, 3, 4, 5, generator=generator), torch.randn(2, 5, 8, 8, generator=generator)
+    windows = torch.tensor([0.25, 0.25, 0.5, 0.75]).expand(2, 3, 4)
+    whole, cut = mask_logits(embeddings, features), mask_logits(embeddings, features, windows)
+    inside = in_windows(windows, (8, 8))[:, :, None].expand_as(cut)
+    assert torch.equal(cut[inside], whole[inside]) and bool((cut[~inside] == CUT_LOGIT).all()) and 0 < inside.float().mean() < 1
 
 
 def test_levels_are_visited_from_coarse_to_fine_in_turn(generator: MaskGenerator, pixel: PixelFeatures, points: torch.Tensor) -> None:
@@ -48,4 +80,4 @@ def test_levels_are_visited_from_coarse_to_fine_in_turn(generator: MaskGenerator
 
 def test_the_union_is_not_differentiated(generator: MaskGenerator, pixel: PixelFeatures, points: torch.Tensor) -> None:
     embeddings = torch.randn(1, 2, 3, 32, requires_grad=True)
-    assert not MaskDecoder._visible(embeddings, torch.randn(1, 32, 4, 6)).requires_grad
+    assert not MaskDecoder._visible(MaskEmbeddings(embeddings, embeddings[..., 0]), torch.randn(1, 32, 4, 6)).requires_grad

@@ -63,6 +63,27 @@ def test_prompts_do_not_see_each_other(generator: MaskGenerator, pixel: PixelFea
     torch.testing.assert_close(few.iou_probs, every.iou_probs[:, order])
 
 
+def test_a_box_with_a_window_depends_on_the_pixels_in_it(generator: MaskGenerator, pixel: PixelFeatures) -> None:
+    """Everything outside the box changes; what the decoder makes of the box does not, unless boxes have no windows."""
+    box = torch.tensor([[[32.0, 0.0, 63.9, 31.9]]]).expand(2, 1, 4)  # one cell of stride 32
+    box = box + torch.tensor([0.1, 0.1, 0.0, 0.0])
+
+    def outside(level: Tensor) -> Tensor:
+        changed = level + 1
+        cell = level.shape[3] * 32 // (pixel.mask_features.shape[3] * 4)
+        changed[:, :, :cell, cell : 2 * cell] = level[:, :, :cell, cell : 2 * cell]
+        return changed
+
+    levels = tuple(outside(level) for level in pixel.levels)
+    other = PixelFeatures(pixel.mask_features, (levels[0], levels[1], levels[2]))
+    same = {}
+    with torch.no_grad():
+        for generator.box_windows in (True, False):
+            found, changed = (generator.embed_boxes(each, box)[-1].embeddings for each in (pixel, other))
+            same[generator.box_windows] = torch.allclose(found, changed, atol=1e-5)
+    assert same == {True: True, False: False}
+
+
 def test_images_do_not_see_each_other(generator: MaskGenerator, pixel: PixelFeatures, boxes: Tensor) -> None:
     one = PixelFeatures(pixel.mask_features[1:], (pixel.levels[0][1:], pixel.levels[1][1:], pixel.levels[2][1:]))
     with torch.no_grad():

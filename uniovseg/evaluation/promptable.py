@@ -98,8 +98,10 @@ def evaluate_image(method: PromptableSegmenter, sample: LabelledImage, config: P
     sides = boxes[:, 2:] - boxes[:, :2]
     fill = masks.area() / (sides[:, 0] * sides[:, 1])
     truth = masks.to(method.device)
-    box_parts = [method.embed_boxes(embedded, chunk).embeddings[:, 0] for chunk in boxes.to(method.device).float().split(config.prompts_per_call)]
-    box_iou = _paired_iou(method, embedded, torch.cat(box_parts), truth)
+    by_box = [method.embed_boxes(embedded, chunk) for chunk in boxes.to(method.device).float().split(config.prompts_per_call)]
+    windows = [part.windows for part in by_box if part.windows is not None]
+    embeddings = torch.cat([part.embeddings[:, 0] for part in by_box])
+    box_iou = _paired_iou(method, embedded, embeddings, truth, torch.cat(windows) if windows else None)
     return PromptableScores(_best_point_iou(method, embedded, truth, config).cpu(), box_iou.cpu(), fill.double())
 
 
@@ -131,12 +133,15 @@ def _coarse_iou(method: PromptableSegmenter, embedded: EmbeddedImage, embeddings
     return shared / (predicted.sum(1, keepdim=True) + labels.sum(1) - shared).clamp(min=1)
 
 
-def _paired_iou(method: PromptableSegmenter, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks) -> Tensor:
-    """[n] float64 IoU, at source resolution, of the mask of each of n embeddings [n, C] with its own ground truth."""
+def _paired_iou(
+    method: PromptableSegmenter, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks, windows: Tensor | None = None
+) -> Tensor:
+    """[n] float64 IoU, at source resolution, of the mask of each of n embeddings [n, C], cut to windows [n, 4], with its own ground truth."""
     ious = []
     step = max(1, PIXELS_AT_ONCE // (embedded.size[0] * embedded.size[1]))
     for rows in torch.arange(len(truth), device=embeddings.device).split(step):
-        predicted = resize_logits(method.mask_logits(embedded, embeddings[rows]), embedded.view, embedded.size) > 0
+        logits = method.mask_logits(embedded, embeddings[rows], None if windows is None else windows[rows])
+        predicted = resize_logits(logits, embedded.view, embedded.size) > 0
         labels = truth.select(rows).to_dense()
         shared = (predicted & labels).flatten(1).sum(1)
         ious.append(shared.double() / (predicted | labels).flatten(1).sum(1).clamp(min=1))

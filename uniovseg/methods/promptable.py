@@ -139,15 +139,16 @@ class PromptableSegmenter(Method):
 
     @torch.no_grad()
     def embed_boxes(self, embedded: EmbeddedImage, boxes_xyxy: Tensor) -> MaskEmbeddings:
-        """The one mask of each box [Q, 4] in source pixels: embeddings [Q, 1, C], IoU [Q, 1]."""
+        """The one mask of each box [Q, 4] in source pixels: embeddings [Q, 1, C], IoU [Q, 1], windows [Q, 4] where the generator has them."""
         boxes = embedded.view.to_view(boxes_xyxy.reshape(-1, 2, 2)).reshape(1, -1, 4)
         last = self.generator.embed_boxes(embedded.pixel, boxes)[-1]
-        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0])
+        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0], None if last.windows is None else last.windows[0])
 
     @torch.no_grad()
-    def mask_logits(self, embedded: EmbeddedImage, embeddings: Tensor) -> Tensor:
-        """Logits [k, h, w] at stride 4 of the canvas, of mask embeddings [k, C]."""
-        return mask_logits(embeddings[None], self.generator.mask_decoder.features(embedded.pixel))[0]
+    def mask_logits(self, embedded: EmbeddedImage, embeddings: Tensor, windows: Tensor | None = None) -> Tensor:
+        """Logits [k, h, w] at stride 4 of the canvas, of mask embeddings [k, C], cut to windows [k, 4] where they are given."""
+        features = self.generator.mask_decoder.features(embedded.pixel)
+        return mask_logits(embeddings[None], features, None if windows is None else windows[None])[0]
 
     @torch.no_grad()
     def propose(self, embedded: EmbeddedImage, points_per_side: int | None = None) -> Prediction:

@@ -4,6 +4,8 @@ A layer is masked cross-attention to one feature level (strides 32, 16, 8 in tur
 feed-forward. Prompts never see each other. After every layer each mask token gives a mask embedding and a predicted IoU; the union of a
 prompt's masks is what its tokens look at in the next layer. A mask is the product of its embedding with the mask features, and resizing is
 linear, so the attention's masks are made at the level's own size from resized features: full-size logits are made only where somebody asks.
+
+A prompt may have a window, a box that nothing of its masks can lie outside of: its tokens look only inside, and its masks are cut to it.
 """
 
 from typing import NamedTuple
@@ -15,6 +17,9 @@ from torch.nn import functional as F
 from uniovseg.models.layers import MLP, Attention, FeedForward, PositionEncoding, PromptAttention
 from uniovseg.models.pixel_decoder import PixelFeatures
 
+CUT_LOGIT = -8.0
+"""Logit of a mask outside its window: probability 0.0003."""
+
 
 class MaskEmbeddings(NamedTuple):
     """What a layer says of each prompt's masks, before any pixel is touched.
@@ -22,10 +27,12 @@ class MaskEmbeddings(NamedTuple):
     Attributes:
         embeddings: [B, Q, K', C].
         iou_probs: [B, Q, K'] predicted IoU in [0, 1].
+        windows: [B, Q, 4] x0, y0, x1, y1 as fractions of the view, what each prompt's masks are cut to; None: the whole view.
     """
 
     embeddings: Tensor
     iou_probs: Tensor
+    windows: Tensor | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -83,7 +90,7 @@ class MaskDecoder(nn.Module):
         self.mask_heads = nn.ModuleList([MLP(dim, dim) for _ in range(num_masks + 1)])
         self.iou_heads = nn.ModuleList([MLP(dim, 1) for _ in range(num_masks + 1)])
 
-    def forward(self, pixel: PixelFeatures, prompt: Tensor, first_output: int, heads: range) -> list[MaskEmbeddings]:
+    def forward(self, pixel: PixelFeatures, prompt: Tensor, first_output: int, heads: range, windows: Tensor | None = None) -> list[MaskEmbeddings]:
         """Decode prompt tokens.
 
         Args:
@@ -91,6 +98,7 @@ class MaskDecoder(nn.Module):
             prompt: [B, Q, K, C] tokens of the prompt encoder.
             first_output: index of the first token to decode; the tokens from there on go with `heads`.
             heads: indices of the mask heads.
+            windows: [B, Q, 4] fractions of the view, or None.
 
         Returns:
             One `MaskEmbeddings` before the first layer and one after each layer; the last is the answer.
@@ -104,12 +112,12 @@ class MaskDecoder(nn.Module):
 
         flat = prompt.flatten(0, 1)
         tokens = self.prompt_norm(flat + self.prompt_attention(flat, flat, flat)).view(prompt.shape)
-        outputs = [self._predict(tokens, first_output, heads)]
+        outputs = [self._predict(tokens, first_output, heads, windows)]
         for number, layer in enumerate(self.layers):
             level = number % 3
-            visible = self._visible(outputs[-1].embeddings, by_level[level])
+            visible = self._visible(outputs[-1], by_level[level])
             tokens = layer(tokens, prompt, sources[level], keys[level], visible)
-            outputs.append(self._predict(tokens, first_output, heads))
+            outputs.append(self._predict(tokens, first_output, heads, windows))
         return outputs
 
     def features(self, pixel: PixelFeatures) -> Tensor:
@@ -117,24 +125,53 @@ class MaskDecoder(nn.Module):
         projected: Tensor = self.feature_proj(pixel.mask_features)
         return projected
 
-    def _predict(self, tokens: Tensor, first_output: int, heads: range) -> MaskEmbeddings:
+    def _predict(self, tokens: Tensor, first_output: int, heads: range, windows: Tensor | None) -> MaskEmbeddings:
         decoded = self.norm(tokens[:, :, first_output : first_output + len(heads)])
         embeddings = torch.stack([self.mask_heads[head](decoded[:, :, i]) for i, head in enumerate(heads)], dim=2)
         ious = torch.cat([self.iou_heads[head](decoded[:, :, i]) for i, head in enumerate(heads)], dim=2)
-        return MaskEmbeddings(embeddings, ious.float().sigmoid())
+        return MaskEmbeddings(embeddings, ious.float().sigmoid(), windows)
 
     @staticmethod
     @torch.no_grad()
-    def _visible(embeddings: Tensor, features: Tensor) -> Tensor:
-        """[B, Q, L] bool: pixels that any mask of the prompt covers (logit at least 0); all pixels where none does."""
-        prompts, masks = embeddings.shape[1:3]
-        logits = embeddings.flatten(1, 2) @ features.flatten(2)
+    def _visible(predicted: MaskEmbeddings, features: Tensor) -> Tensor:
+        """[B, Q, L] bool: pixels that any mask of the prompt covers (logit at least 0); where none does, all pixels of its window."""
+        prompts, masks = predicted.embeddings.shape[1:3]
+        logits = predicted.embeddings.flatten(1, 2) @ features.flatten(2)
         visible = (logits.view(len(logits), prompts, masks, -1) >= 0).any(2)
-        return visible | ~visible.any(-1, keepdim=True)
+        if predicted.windows is None:
+            return visible | ~visible.any(-1, keepdim=True)
+        inside = in_windows(predicted.windows, (features.shape[2], features.shape[3])).flatten(2)
+        visible = visible & inside
+        return visible | (inside & ~visible.any(-1, keepdim=True))
 
 
-def mask_logits(embeddings: Tensor, features: Tensor) -> Tensor:
-    """Mask logits at stride 4: [B, ..., C] embeddings times [B, C, h, w] features, [B, ..., h, w]."""
+def in_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cells of an (h, w) grid over the view that windows [..., 4] (fractions) touch: [..., h, w] bool. A window of no extent touches one cell or two."""
+    height, width = size
+    rows = torch.arange(height, device=windows.device)
+    columns = torch.arange(width, device=windows.device)
+    left, top, right, bottom = (windows.float() * windows.new_tensor([width, height, width, height]).float()).unbind(-1)
+    across = (columns + 1 >= left[..., None]) & (columns <= right[..., None])
+    down = (rows + 1 >= top[..., None]) & (rows <= bottom[..., None])
+    return down[..., :, None] & across[..., None, :]
+
+
+def mask_logits(embeddings: Tensor, features: Tensor, windows: Tensor | None = None) -> Tensor:
+    """Mask logits at stride 4.
+
+    Args:
+        embeddings: [B, ..., C].
+        features: [B, C, h, w].
+        windows: what the masks are cut to, fractions of the view: [B, ..., 4], of the dimensions of `embeddings` or of fewer; or None.
+
+    Returns:
+        [B, ..., h, w]; `CUT_LOGIT` outside the windows.
+    """
     shape = embeddings.shape[1:-1]
-    logits = embeddings.flatten(1, -2) @ features.flatten(2)
-    return logits.reshape(len(features), *shape, *features.shape[2:])
+    logits = (embeddings.flatten(1, -2) @ features.flatten(2)).reshape(len(features), *shape, *features.shape[2:])
+    if windows is None:
+        return logits
+    inside = in_windows(windows, (features.shape[2], features.shape[3]))
+    while inside.ndim < logits.ndim:
+        inside = inside.unsqueeze(-3)
+    return logits.masked_fill(~inside, CUT_LOGIT)

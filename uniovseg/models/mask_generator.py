@@ -29,13 +29,14 @@ class MaskGeneratorConfig(Config):
     decoder_layers: int = Field(9, ge=1, description="layers of the mask decoder")
     decoder_heads: int = Field(8, ge=1, description="attention heads of the mask decoder")
     decoder_ffn_dim: int = Field(2048, ge=1, description="hidden width of the mask decoder's feed-forward")
+    box_windows: bool = Field(False, description="box prompts look only inside their box, and their masks are cut to it (release: neither)")
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "release": {"position": "random_independent"},
         "paper_v1": {"position": "sine", "decoder_layers": 6},
         "shapes": {
             "dim": 64, "encoder_layers": 1, "encoder_heads": 4, "encoder_points": 4, "encoder_ffn_dim": 128,
-            "decoder_layers": 3, "decoder_heads": 4, "decoder_ffn_dim": 128,
+            "decoder_layers": 3, "decoder_heads": 4, "decoder_ffn_dim": 128, "box_windows": True,
         },
     }  # fmt: skip
 
@@ -69,8 +70,9 @@ class MaskGenerator(nn.Module):
     shifted.
     """
 
-    def __init__(self, pixel_decoder: PixelDecoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+    def __init__(self, pixel_decoder: PixelDecoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, *, box_windows: bool = False) -> None:
         super().__init__()
+        self.box_windows = box_windows
         self.pixel_decoder = pixel_decoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
@@ -81,21 +83,23 @@ class MaskGenerator(nn.Module):
 
     def embed_boxes(self, pixel: PixelFeatures, boxes_xyxy: Tensor) -> list[MaskEmbeddings]:
         """Decode boxes [B, Q, 4] up to the mask embeddings of each layer; K' = 1."""
-        return self._embed(pixel, self.prompt_encoder.boxes(boxes_xyxy, pixel.mask_features), 2, range(1))
+        height, width = pixel.mask_features.shape[2] * 4, pixel.mask_features.shape[3] * 4
+        windows = boxes_xyxy / boxes_xyxy.new_tensor([width, height, width, height]) if self.box_windows else None
+        return self._embed(pixel, self.prompt_encoder.boxes(boxes_xyxy, pixel.mask_features), 2, range(1), windows)
 
     def embed_point_sets(self, pixel: PixelFeatures, points_xy: Tensor, labels: Tensor) -> list[MaskEmbeddings]:
         """Decode sets of points [B, Q, P, 2] with labels [B, Q, P] of 1 (inside) and 0 (outside); K' = 1."""
         prompt = self.prompt_encoder.point_sets(points_xy, labels, pixel.mask_features)
         return self._embed(pixel, prompt, 2 * points_xy.shape[2], range(1))
 
-    def _embed(self, pixel: PixelFeatures, prompt: Tensor, first_output: int, heads: range) -> list[MaskEmbeddings]:
-        layers: list[MaskEmbeddings] = self.mask_decoder(pixel, prompt, first_output, heads)
+    def _embed(self, pixel: PixelFeatures, prompt: Tensor, first_output: int, heads: range, windows: Tensor | None = None) -> list[MaskEmbeddings]:
+        layers: list[MaskEmbeddings] = self.mask_decoder(pixel, prompt, first_output, heads, windows)
         return layers
 
     def masks(self, pixel: PixelFeatures, embedded: list[MaskEmbeddings]) -> list[MaskPrediction]:
         """Logits at stride 4 for what `embed_*` gave: pass all layers for deep supervision, the last alone, or a selection of its masks."""
         features = self.mask_decoder.features(pixel)
-        return [MaskPrediction(mask_logits(item.embeddings, features), item.iou_probs) for item in embedded]
+        return [MaskPrediction(mask_logits(item.embeddings, features, item.windows), item.iou_probs) for item in embedded]
 
 
 def build_mask_generator(config: MaskGeneratorConfig, channels: tuple[int, int, int, int]) -> MaskGenerator:
@@ -126,4 +130,4 @@ def build_mask_generator(config: MaskGeneratorConfig, channels: tuple[int, int, 
         num_masks=config.num_masks,
         position=keys,
     )
-    return MaskGenerator(pixel_decoder, PromptEncoder(config.dim, config.num_masks, prompts), mask_decoder)
+    return MaskGenerator(pixel_decoder, PromptEncoder(config.dim, config.num_masks, prompts), mask_decoder, box_windows=config.box_windows)
