@@ -41,6 +41,7 @@ class BenchmarkTablesConfig(Config):
     limit: int | None = Field(None, ge=1, description="images taken from the start of each set; null: all")
     checkpoint: str | None = Field(None, description="the model of tables 1, 2 and promptable, a checkpoint folder or URI; null: they lack weights")
     ablation: dict[str, str] = Field({}, description=f"table 3: a checkpoint for each of {', '.join(ABLATION)}")
+    method: dict[str, Any] = Field({}, description="settings of the method that differ from the checkpoint's and the benchmark's, as method.size=896")
     clip: ClipConfig = Field(ClipConfig(name="convnext_large_d_320", weights="laion2b_s29b_b131k_ft_soup"), description="table 4: the frozen CLIP")
     masks: MaskClassificationConfig = Field(MaskClassificationConfig(), description="table 4: sizes and templates")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
@@ -96,7 +97,7 @@ def _named(
 
     def evaluate() -> Mapping[str, float | None]:
         assert checkpoint is not None
-        job = WordsJobConfig(benchmark=dataset, output=f"{output}/{method}/{dataset}", checkpoint=checkpoint, **_shared(config))
+        job = WordsJobConfig(benchmark=dataset, output=f"{output}/{method}/{dataset}", checkpoint=checkpoint, method=config.method, **_shared(config))
         if task == "semantic":
             return {"miou": evaluate_semantic_job(job)["semantic"]["miou"]}
         figures = evaluate_panoptic_job(job)["panoptic"]["All"]
