@@ -4,11 +4,12 @@ The methods of stage 1 and stage 2 differ in what they train and are one model a
 adapter. A mask's name comes from the CLIP's last feature map, frozen or adapted, pooled under the mask (method: section 4).
 """
 
+import copy
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -95,13 +96,19 @@ class PromptableSegmenter(Method):
         self.clip = clip
         self.generator = generator
         self.adapter = adapter
-        self._classifiers: OrderedDict[str, TextClassifier] = OrderedDict()
+        self._classifiers: OrderedDict[tuple[str, str], TextClassifier] = OrderedDict()
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds: everything outside `frozen`, and the CLIP too where its weights come with the checkpoint and from nowhere else."""
         if self.config.clip.weights != CHECKPOINT:
             return super().state()
         return super().state() | {f"clip.{name}": value for name, value in self.clip.state_dict().items()}
+
+    def with_regions(self, regions: RegionConfig) -> Self:
+        """The same model, its weights and remembered vocabularies shared, that names masks in another way."""
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"regions": regions})
+        return other
 
     def pixel_features(self, images: Tensor) -> PixelFeatures:
         """The pixel decoder's output for [B, 3, H, W] RGB images in 0..255; no gradient reaches the CLIP."""
@@ -128,39 +135,36 @@ class PromptableSegmenter(Method):
     def embed_points(self, embedded: EmbeddedImage, points_xy: Tensor) -> MaskEmbeddings:
         """What single points [Q, 2] in source pixels decode to, before any mask is made: embeddings [Q, M, C], predicted IoU [Q, M] in [0, 1]."""
         last = self.generator.embed_points(embedded.pixel, embedded.view.to_view(points_xy)[None])[-1]
-        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0])
+        return last.take(0)
 
     @torch.no_grad()
     def embed_point_set(self, embedded: EmbeddedImage, points_xy: Tensor, labels: Tensor) -> MaskEmbeddings:
         """The one mask of a set of points [P, 2] in source pixels with labels [P] (1 inside, 0 outside): embeddings [1, 1, C], IoU [1, 1]."""
         points = embedded.view.to_view(points_xy)[None, None]
         last = self.generator.embed_point_sets(embedded.pixel, points, labels[None, None])[-1]
-        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0])
+        return last.take(0)
 
     @torch.no_grad()
     def embed_boxes(self, embedded: EmbeddedImage, boxes_xyxy: Tensor) -> MaskEmbeddings:
-        """The one mask of each box [Q, 4] in source pixels: embeddings [Q, 1, C], IoU [Q, 1], windows [Q, 4] where the generator has them."""
+        """The one mask of each box [Q, 4] in source pixels: embeddings [Q, 1, C], IoU [Q, 1]."""
         boxes = embedded.view.to_view(boxes_xyxy.reshape(-1, 2, 2)).reshape(1, -1, 4)
         last = self.generator.embed_boxes(embedded.pixel, boxes)[-1]
-        return MaskEmbeddings(last.embeddings[0], last.iou_probs[0], None if last.windows is None else last.windows[0])
+        return last.take(0)
 
     @torch.no_grad()
-    def mask_logits(self, embedded: EmbeddedImage, embeddings: Tensor, windows: Tensor | None = None) -> Tensor:
-        """Logits [k, h, w] at stride 4 of the canvas, of mask embeddings [k, C], cut to windows [k, 4] where they are given."""
-        features = self.generator.mask_decoder.features(embedded.pixel)
-        return mask_logits(embeddings[None], features, None if windows is None else windows[None])[0]
+    def mask_logits(self, embedded: EmbeddedImage, masks: MaskEmbeddings) -> Tensor:
+        """Logits [k, h, w] at stride 4 of the canvas, of k masks in one row."""
+        return mask_logits(masks.take(None), self.generator.mask_decoder.features(embedded.pixel))[0]
 
     @torch.no_grad()
     def propose(self, embedded: EmbeddedImage, points_per_side: int | None = None) -> Prediction:
         """Masks of everything: a grid of points, cut by predicted IoU before any mask is made, then inner-NMS, then source resolution."""
         height, width = embedded.size
         points = grid_points(points_per_side or self.config.test_points_per_side, torch.tensor([0, 0, width, height])).to(self.device)
-        decoded = [self.embed_points(embedded, chunk) for chunk in points.split(self.config.prompts_per_call)]
-        kept = [part.iou_probs >= self.config.proposals.min_predicted_iou for part in decoded]
-        embeddings = torch.cat([part.embeddings[chosen] for part, chosen in zip(decoded, kept, strict=True)])
-        ious = torch.cat([part.iou_probs[chosen] for part, chosen in zip(decoded, kept, strict=True)])
-        logits = self.mask_logits(embedded, embeddings)
-        masks, quality = filter_proposals(self.config.proposals, logits, ious, embedded.view, embedded.size)
+        decoded = MaskEmbeddings.cat([self.embed_points(embedded, chunk) for chunk in points.split(self.config.prompts_per_call)])
+        kept = decoded.take(decoded.iou_probs >= self.config.proposals.min_predicted_iou)
+        logits = self.mask_logits(embedded, kept)
+        masks, quality = filter_proposals(self.config.proposals, logits, kept.iou_probs, embedded.view, embedded.size)
         return Prediction(masks=masks, quality=quality, class_scores=torch.zeros(len(masks), 0))
 
     @torch.no_grad()
@@ -197,10 +201,11 @@ class PromptableSegmenter(Method):
         return self.clip.embed_regions(dense, region_cells(masks, view, (dense.shape[1], dense.shape[2])).to(dense.device))
 
     def classifier(self, vocabulary: Vocabulary) -> TextClassifier:
-        """The vocabulary's text embeddings, remembered by its fingerprint."""
-        key = vocabulary.fingerprint
+        """The vocabulary's text embeddings, remembered by its fingerprint and the templates."""
+        templates = self.config.regions.templates
+        key = vocabulary.fingerprint, templates
         if key not in self._classifiers:
-            self._classifiers[key] = build_text_classifier(self.clip, vocabulary, TEMPLATES[self.config.regions.templates])
+            self._classifiers[key] = build_text_classifier(self.clip, vocabulary, TEMPLATES[templates])
             while len(self._classifiers) > VOCABULARIES_KEPT:
                 self._classifiers.popitem(last=False)
         self._classifiers.move_to_end(key)

@@ -11,6 +11,7 @@ from rich.progress import track
 from uniovseg.config import Config
 from uniovseg.data.benchmarks import open_panoptic
 from uniovseg.evaluation.naming import NamingScore, evaluate_namings
+from uniovseg.methods.promptable import RegionConfig
 from uniovseg.metrics import figure
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.records import Vocabulary
@@ -70,10 +71,9 @@ def compare_namings(config: NamingsConfig, aligned: Mapping[str, str], unseen: C
         unseen: the names of the classes that no caption of stage 2 names.
     """
     changes = {"test_points_per_side": config.points_per_side}
+    baseline = Segmenter.load(config.baseline, changes=changes).method
     namings = {
-        f"{'+'.join(map(str, sizes))} px, {templates}": Segmenter.load(
-            config.baseline, changes=changes | {"regions": {"sizes": sizes, "templates": templates}}
-        ).method
+        f"{'+'.join(map(str, sizes))} px, {templates}": baseline.with_regions(RegionConfig(sizes=sizes, templates=templates))
         for sizes, templates in product(config.sizes, config.templates)
     }
     frozen = list(namings)
