@@ -24,6 +24,7 @@ from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import CheckpointError, DataError
 from uniovseg.methods.catalog import METHODS
 from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
+from uniovseg.models.mask_decoder import MaskEmbeddings
 from uniovseg.open_vocabulary import SegmentationConfig, instances, panoptic_map, semantic_map
 from uniovseg.postprocess import masks_from_logits
 from uniovseg.records import Prediction, Vocabulary
@@ -98,14 +99,13 @@ class Segmenter:
             decoded = self.method.embed_points(embedded, points_xy)
             best = decoded.iou_probs.argmax(1)
             rows = torch.arange(len(best), device=best.device)
-            return self._segments(embedded, decoded.embeddings[rows, best], decoded.iou_probs[rows, best], vocabulary, config)
+            return self._segments(embedded, decoded.take((rows, best)), vocabulary, config)
         marks = torch.from_numpy(_numbers(labels, "labels")).to(points_xy.device).flatten()
         if len(marks) != len(points_xy) or not bool(((marks == 0) | (marks == 1)).all()):
             raise DataError(
                 "labels do not fit the points", seen=marks.tolist()[:8], allowed=f"{len(points_xy)} values, each 0 (outside) or 1 (inside)"
             )
-        decoded = self.method.embed_point_set(embedded, points_xy, marks.long())
-        return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0], vocabulary, config)
+        return self._segments(embedded, self.method.embed_point_set(embedded, points_xy, marks.long()).flat(), vocabulary, config)
 
     def boxes(
         self,
@@ -123,8 +123,7 @@ class Segmenter:
         boxes = _checked(boxes_xyxy, 4, "boxes_xyxy", embedded)
         if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
             raise DataError("a box is empty", seen=boxes.tolist()[:4], allowed="x0 < x1 and y0 < y1")
-        decoded = self.method.embed_boxes(embedded, boxes)
-        return self._segments(embedded, decoded.embeddings[:, 0], decoded.iou_probs[:, 0], vocabulary, config, decoded.windows)
+        return self._segments(embedded, self.method.embed_boxes(embedded, boxes).flat(), vocabulary, config)
 
     def everything(
         self,
@@ -162,16 +161,10 @@ class Segmenter:
         return describe_instances(instances(prediction, classes, config), prediction.masks, classes)
 
     def _segments(
-        self,
-        embedded: EmbeddedImage,
-        embeddings: Tensor,
-        ious: Tensor,
-        vocabulary: VocabularyLike | None,
-        config: SegmentationConfig,
-        windows: Tensor | None = None,
+        self, embedded: EmbeddedImage, decoded: MaskEmbeddings, vocabulary: VocabularyLike | None, config: SegmentationConfig
     ) -> list[Segment]:
-        masks = masks_from_logits(self.method.mask_logits(embedded, embeddings, windows), embedded.view, embedded.size)
-        prediction = Prediction(masks=masks, quality=ious.float().cpu(), class_scores=torch.zeros(len(masks), 0))
+        masks = masks_from_logits(self.method.mask_logits(embedded, decoded), embedded.view, embedded.size)
+        prediction = Prediction(masks=masks, quality=decoded.iou_probs.float().cpu(), class_scores=torch.zeros(len(masks), 0))
         return self._described(embedded, prediction, vocabulary, config)
 
     def _described(

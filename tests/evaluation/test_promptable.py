@@ -16,6 +16,7 @@ from uniovseg.evaluation import promptable
 from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, PromptableScores, evaluate_image, evaluate_promptable, labelled
 from uniovseg.methods.mask_generation import MaskGeneration
 from uniovseg.methods.promptable import EmbeddedImage
+from uniovseg.models.mask_decoder import MaskEmbeddings
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import resize_logits
 from uniovseg.records import ImageMasks
@@ -29,8 +30,8 @@ def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
 
 
-def masks_of(method: MaskGeneration, image: EmbeddedImage, embeddings: torch.Tensor) -> list[NDArray[np.bool_]]:
-    logits = method.mask_logits(image, embeddings)
+def masks_of(method: MaskGeneration, image: EmbeddedImage, decoded: MaskEmbeddings) -> list[NDArray[np.bool_]]:
+    logits = method.mask_logits(image, decoded.flat())
     return [(resize_logits(one[None], image.view, image.size)[0] > 0).numpy() for one in logits]
 
 
@@ -42,7 +43,7 @@ def oracle(method: MaskGeneration, sample: LabelledImage, per_side: int) -> list
     for row in range(per_side):
         for column in range(per_side):
             point = torch.tensor([[(column + 0.5) * width / per_side, (row + 0.5) * height / per_side]])
-            found += masks_of(method, image, method.embed_points(image, point).embeddings[0])
+            found += masks_of(method, image, method.embed_points(image, point))
     scores = []
     for truth in sample.masks.to_dense().numpy():
         if not truth.any():
@@ -51,7 +52,7 @@ def oracle(method: MaskGeneration, sample: LabelledImage, per_side: int) -> list
         x0, y0, x1, y1 = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
         filled = np.zeros_like(truth)
         filled[y0:y1, x0:x1] = True
-        (boxed,) = masks_of(method, image, method.embed_boxes(image, torch.tensor([[x0, y0, x1, y1]]).float()).embeddings[0])
+        (boxed,) = masks_of(method, image, method.embed_boxes(image, torch.tensor([[x0, y0, x1, y1]]).float()))
         scores.append((max(iou(mask, truth) for mask in found), iou(boxed, truth), iou(filled, truth)))
     return scores
 

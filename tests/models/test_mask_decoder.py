@@ -6,10 +6,14 @@ from uniovseg.models.mask_generator import MaskGenerator
 from uniovseg.models.pixel_decoder import PixelFeatures
 
 
+def uncut(embeddings: torch.Tensor) -> MaskEmbeddings:
+    return MaskEmbeddings(embeddings, embeddings[..., 0])
+
+
 def test_mask_logits_are_inner_products() -> None:
     generator = torch.Generator().manual_seed(0)
     embeddings, features = torch.randn(2, 3, 4, 5, generator=generator), torch.randn(2, 5, 6, 7, generator=generator)
-    logits = mask_logits(embeddings, features)
+    logits = mask_logits(uncut(embeddings), features)
     assert logits.shape == (2, 3, 4, 6, 7)
     torch.testing.assert_close(logits[1, 2, 3, 4, 5], embeddings[1, 2, 3] @ features[1, :, 4, 5])
 
@@ -20,8 +24,8 @@ def test_visible_is_the_union_of_the_resized_masks(generator: MaskGenerator, pix
         features = generator.mask_decoder.features(pixel)
         embeddings = torch.randn(2, 6, 3, 32, generator=torch.Generator().manual_seed(0))
         small = F.interpolate(features, size=(4, 6), mode="bilinear", align_corners=False)
-        found = MaskDecoder._visible(MaskEmbeddings(embeddings, embeddings[..., 0]), small)
-        full = mask_logits(embeddings, features).flatten(0, 1)
+        found = MaskDecoder._visible(uncut(embeddings), small)
+        full = mask_logits(uncut(embeddings), features).flatten(0, 1)
         expected = (F.interpolate(full, size=(4, 6), mode="bilinear", align_corners=False).sigmoid() >= 0.5).any(1).view(2, 6, 24)
     assert expected.any(-1).all()
     assert not expected.all()
@@ -31,16 +35,19 @@ def test_visible_is_the_union_of_the_resized_masks(generator: MaskGenerator, pix
 def test_a_prompt_that_sees_nothing_sees_everything() -> None:
     embeddings = torch.tensor([[[[1.0]], [[-1.0]]]])  # [1, 2, 1, 1]
     features = torch.tensor([[[[-1.0, -2.0, 3.0]]]])
-    predicted = MaskEmbeddings(embeddings, embeddings[..., 0])
+    predicted = uncut(embeddings)
     assert MaskDecoder._visible(predicted, features).tolist() == [[[False, False, True], [True, True, False]]]
     assert MaskDecoder._visible(predicted, -features.abs() - 0.0).tolist() == [[[True, True, True], [True, True, True]]]
 
 
-def test_a_prompt_with_a_window_sees_nothing_else() -> None:
+def test_a_prompt_with_windows_sees_nothing_else() -> None:
     features = torch.tensor([[[[1.0, -2.0, 3.0]]]])
-    windows = torch.tensor([[[0.4, 0.0, 0.6, 1.0], [0.4, 0.0, 0.6, 1.0]]])  # the middle cell
-    predicted = MaskEmbeddings(torch.tensor([[[[1.0]], [[-1.0]]]]), torch.zeros(1, 2, 1), windows)
-    assert MaskDecoder._visible(predicted, features).tolist() == [[[False, True, False], [False, True, False]]]
+    embeddings = torch.tensor([[[[1.0], [1.0]], [[-1.0], [-1.0]], [[1.0], [-1.0]]]])  # [1, 3, 2, 1]
+    middle, right = [0.4, 0.0, 0.6, 1.0], [0.7, 0.0, 0.9, 1.0]
+    windows = torch.tensor([[[middle, middle], [middle, right], [right, middle]]])
+    seen = MaskDecoder._visible(MaskEmbeddings(embeddings, embeddings[..., 0], windows), features)
+    assert seen.tolist() == [[[False, True, False], [False, True, False], [False, True, True]]]
+    assert seen[0, 0].tolist() != MaskDecoder._visible(uncut(embeddings), features)[0, 0].tolist()
 
 
 def test_in_windows_are_the_cells_that_a_window_touches() -> None:
@@ -61,9 +68,9 @@ def test_in_windows_are_the_cells_that_a_window_touches() -> None:
 def test_masks_are_cut_to_their_windows() -> None:
     generator = torch.Generator().manual_seed(0)
     embeddings, features = torch.randn(2, 3, 4, 5, generator=generator), torch.randn(2, 5, 8, 8, generator=generator)
-    windows = torch.tensor([0.25, 0.25, 0.5, 0.75]).expand(2, 3, 4)
-    whole, cut = mask_logits(embeddings, features), mask_logits(embeddings, features, windows)
-    inside = in_windows(windows, (8, 8))[:, :, None].expand_as(cut)
+    windows = torch.tensor([0.25, 0.25, 0.5, 0.75]).expand(2, 3, 4, 4)
+    whole, cut = mask_logits(uncut(embeddings), features), mask_logits(MaskEmbeddings(embeddings, embeddings[..., 0], windows), features)
+    inside = in_windows(windows, (8, 8))
     assert torch.equal(cut[inside], whole[inside]) and bool((cut[~inside] == CUT_LOGIT).all()) and 0 < inside.float().mean() < 1
 
 
@@ -80,4 +87,4 @@ def test_levels_are_visited_from_coarse_to_fine_in_turn(generator: MaskGenerator
 
 def test_the_union_is_not_differentiated(generator: MaskGenerator, pixel: PixelFeatures, points: torch.Tensor) -> None:
     embeddings = torch.randn(1, 2, 3, 32, requires_grad=True)
-    assert not MaskDecoder._visible(MaskEmbeddings(embeddings, embeddings[..., 0]), torch.randn(1, 32, 4, 6)).requires_grad
+    assert not MaskDecoder._visible(uncut(embeddings), torch.randn(1, 32, 4, 6)).requires_grad

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.models.conftest import CHANNELS, TINY
 from uniovseg.models.layers import PositionKind
-from uniovseg.models.mask_decoder import MaskEmbeddings
+from uniovseg.models.mask_decoder import in_windows
 from uniovseg.models.mask_generator import MaskGenerator, MaskGeneratorConfig, build_mask_generator
 from uniovseg.models.pixel_decoder import PixelFeatures
 
@@ -48,8 +48,7 @@ def test_masks_of_survivors_are_the_masks_of_all(generator: MaskGenerator, pixel
     with torch.no_grad():
         last = generator.embed_points(one, points[:1])[-1]
         kept = last.iou_probs >= last.iou_probs.median()
-        few = MaskEmbeddings(last.embeddings[kept][None, :, None], last.iou_probs[kept][None, :, None])
-        found = generator.masks(one, [few])[0].mask_logits[0, :, 0]
+        found = generator.masks(one, [last.take(kept).take((None, slice(None), None))])[0].mask_logits[0, :, 0]
         expected = generator.masks(one, [last])[0].mask_logits[kept]
     torch.testing.assert_close(found, expected)
 
@@ -82,6 +81,24 @@ def test_a_box_with_a_window_depends_on_the_pixels_in_it(generator: MaskGenerato
             found, changed = (generator.embed_boxes(each, box)[-1].embeddings for each in (pixel, other))
             same[generator.box_windows] = torch.allclose(found, changed, atol=1e-5)
     assert same == {True: True, False: False}
+
+
+def test_the_masks_of_a_point_are_cut_to_windows_around_it(generator: MaskGenerator, pixel: PixelFeatures, points: Tensor) -> None:
+    generator.point_windows = (0.25, 0.5, 2.0)
+    with torch.no_grad():
+        last = generator.embed_points(pixel, points)[-1]
+        logits = generator.masks(pixel, [last])[0].mask_logits
+    assert last.windows is not None
+    size = torch.tensor([96.0, 64.0])
+    for mask, side in enumerate((0.25, 0.5, 2.0)):
+        torch.testing.assert_close((last.windows[:, :, mask, :2] + last.windows[:, :, mask, 2:]) / 2 * size, points)
+        torch.testing.assert_close(last.windows[:, :, mask, 2:] - last.windows[:, :, mask, :2], torch.full((2, 6, 2), side))
+    assert bool((logits[~in_windows(last.windows, (16, 24))] == -8).all()) and not bool((logits[:, :, 2] == -8).any())
+
+
+def test_point_windows_are_as_many_as_masks() -> None:
+    with pytest.raises(ValidationError, match="point_windows must be empty or have num_masks values; it has 1 and num_masks is 4"):
+        MaskGeneratorConfig(point_windows=(0.5,))
 
 
 def test_images_do_not_see_each_other(generator: MaskGenerator, pixel: PixelFeatures, boxes: Tensor) -> None:

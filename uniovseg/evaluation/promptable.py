@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from uniovseg.config import Config
 from uniovseg.data.images import decode_image
 from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
+from uniovseg.models.mask_decoder import MaskEmbeddings
 from uniovseg.ops.points import grid_points
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import PIXELS_AT_ONCE, resize_logits, valid_cells
@@ -99,9 +100,7 @@ def evaluate_image(method: PromptableSegmenter, sample: LabelledImage, config: P
     fill = masks.area() / (sides[:, 0] * sides[:, 1])
     truth = masks.to(method.device)
     by_box = [method.embed_boxes(embedded, chunk) for chunk in boxes.to(method.device).float().split(config.prompts_per_call)]
-    windows = [part.windows for part in by_box if part.windows is not None]
-    embeddings = torch.cat([part.embeddings[:, 0] for part in by_box])
-    box_iou = _paired_iou(method, embedded, embeddings, truth, torch.cat(windows) if windows else None)
+    box_iou = _paired_iou(method, embedded, MaskEmbeddings.cat(by_box).flat(), truth)
     return PromptableScores(_best_point_iou(method, embedded, truth, config).cpu(), box_iou.cpu(), fill.double())
 
 
@@ -109,19 +108,19 @@ def _best_point_iou(method: PromptableSegmenter, embedded: EmbeddedImage, truth:
     """[n] best IoU of each ground-truth mask over the masks of all grid points."""
     height, width = embedded.size
     points = grid_points(config.points_per_side, torch.tensor([0.0, 0.0, width, height])).to(method.device)
-    embeddings = torch.cat([method.embed_points(embedded, chunk).embeddings.flatten(0, 1) for chunk in points.split(config.prompts_per_call)])
-    if 0 < config.shortlist < len(embeddings):
-        coarse = torch.cat([_coarse_iou(method, embedded, part, truth) for part in embeddings.split(400)])
+    masks = MaskEmbeddings.cat([method.embed_points(embedded, chunk) for chunk in points.split(config.prompts_per_call)]).flat()
+    rows = torch.arange(len(masks.embeddings), device=method.device)
+    if 0 < config.shortlist < len(rows):
+        coarse = torch.cat([_coarse_iou(method, embedded, masks.take(part), truth) for part in rows.split(400)])
         picked = coarse.topk(config.shortlist, dim=0).indices  # [shortlist, n]
-        each = [_paired_iou(method, embedded, embeddings[row], truth) for row in picked]
-        return torch.stack(each).amax(0)
-    each = [_paired_iou(method, embedded, one.expand(len(truth), -1), truth) for one in embeddings]
-    return torch.stack(each).amax(0)
+    else:
+        picked = rows[:, None].expand(-1, len(truth))
+    return torch.stack([_paired_iou(method, embedded, masks.take(row), truth) for row in picked]).amax(0)
 
 
-def _coarse_iou(method: PromptableSegmenter, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks) -> Tensor:
+def _coarse_iou(method: PromptableSegmenter, embedded: EmbeddedImage, masks: MaskEmbeddings, truth: RunLengthMasks) -> Tensor:
     """[k, n] IoU on a grid over the part of the canvas that shows image: the grid of the logits, or a finer one where that is too coarse to rank masks."""
-    logits = method.mask_logits(embedded, embeddings)
+    logits = method.mask_logits(embedded, masks)
     side = max(logits.shape[-1], min(COARSE_CELLS, embedded.view.size[1]))
     if side > logits.shape[-1]:
         logits = F.interpolate(logits[None].float(), size=(side, side), mode="bilinear", align_corners=False)[0]
@@ -133,15 +132,12 @@ def _coarse_iou(method: PromptableSegmenter, embedded: EmbeddedImage, embeddings
     return shared / (predicted.sum(1, keepdim=True) + labels.sum(1) - shared).clamp(min=1)
 
 
-def _paired_iou(
-    method: PromptableSegmenter, embedded: EmbeddedImage, embeddings: Tensor, truth: RunLengthMasks, windows: Tensor | None = None
-) -> Tensor:
-    """[n] float64 IoU, at source resolution, of the mask of each of n embeddings [n, C], cut to windows [n, 4], with its own ground truth."""
+def _paired_iou(method: PromptableSegmenter, embedded: EmbeddedImage, masks: MaskEmbeddings, truth: RunLengthMasks) -> Tensor:
+    """[n] float64 IoU, at source resolution, of each of n masks with its own ground truth."""
     ious = []
     step = max(1, PIXELS_AT_ONCE // (embedded.size[0] * embedded.size[1]))
-    for rows in torch.arange(len(truth), device=embeddings.device).split(step):
-        logits = method.mask_logits(embedded, embeddings[rows], None if windows is None else windows[rows])
-        predicted = resize_logits(logits, embedded.view, embedded.size) > 0
+    for rows in torch.arange(len(truth), device=method.device).split(step):
+        predicted = resize_logits(method.mask_logits(embedded, masks.take(rows)), embedded.view, embedded.size) > 0
         labels = truth.select(rows).to_dense()
         shared = (predicted & labels).flatten(1).sum(1)
         ious.append(shared.double() / (predicted | labels).flatten(1).sum(1).clamp(min=1))

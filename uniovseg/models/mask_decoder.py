@@ -5,10 +5,11 @@ feed-forward. Prompts never see each other. After every layer each mask token gi
 prompt's masks is what its tokens look at in the next layer. A mask is the product of its embedding with the mask features, and resizing is
 linear, so the attention's masks are made at the level's own size from resized features: full-size logits are made only where somebody asks.
 
-A prompt may have a window, a box that nothing of its masks can lie outside of: its tokens look only inside, and its masks are cut to it.
+A mask may have a window, a box that it cannot leave: the mask is cut to it, and the prompt's tokens look only inside the windows of its masks.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +23,33 @@ CUT_LOGIT = -8.0
 
 
 class MaskEmbeddings(NamedTuple):
-    """What a layer says of each prompt's masks, before any pixel is touched.
+    """What a layer says of each prompt's masks, before any pixel is touched. Of the decoder, ... is [B, Q, K'].
 
     Attributes:
-        embeddings: [B, Q, K', C].
-        iou_probs: [B, Q, K'] predicted IoU in [0, 1].
-        windows: [B, Q, 4] x0, y0, x1, y1 as fractions of the view, what each prompt's masks are cut to; None: the whole view.
+        embeddings: [..., C].
+        iou_probs: [...] predicted IoU in [0, 1].
+        windows: [..., 4] x0, y0, x1, y1 as fractions of the view, what each mask is cut to; None: no mask is cut.
     """
 
     embeddings: Tensor
     iou_probs: Tensor
     windows: Tensor | None = None
+
+    def take(self, index: Any) -> "MaskEmbeddings":
+        """The masks that an index into [...] picks."""
+        return MaskEmbeddings(self.embeddings[index], self.iou_probs[index], None if self.windows is None else self.windows[index])
+
+    def flat(self) -> "MaskEmbeddings":
+        """All masks in one row."""
+        windows = None if self.windows is None else self.windows.flatten(0, -2)
+        return MaskEmbeddings(self.embeddings.flatten(0, -2), self.iou_probs.flatten(), windows)
+
+    @staticmethod
+    def cat(parts: Sequence["MaskEmbeddings"]) -> "MaskEmbeddings":
+        """Parts from one generator, joined at their first dimension."""
+        windows = [part.windows for part in parts if part.windows is not None]
+        embeddings = torch.cat([part.embeddings for part in parts])
+        return MaskEmbeddings(embeddings, torch.cat([part.iou_probs for part in parts]), torch.cat(windows) if windows else None)
 
 
 class DecoderLayer(nn.Module):
@@ -98,7 +115,7 @@ class MaskDecoder(nn.Module):
             prompt: [B, Q, K, C] tokens of the prompt encoder.
             first_output: index of the first token to decode; the tokens from there on go with `heads`.
             heads: indices of the mask heads.
-            windows: [B, Q, 4] fractions of the view, or None.
+            windows: [B, Q, K', 4] fractions of the view, or None.
 
         Returns:
             One `MaskEmbeddings` before the first layer and one after each layer; the last is the answer.
@@ -134,15 +151,16 @@ class MaskDecoder(nn.Module):
     @staticmethod
     @torch.no_grad()
     def _visible(predicted: MaskEmbeddings, features: Tensor) -> Tensor:
-        """[B, Q, L] bool: pixels that any mask of the prompt covers (logit at least 0); where none does, all pixels of its window."""
+        """[B, Q, L] bool: pixels that any mask of the prompt covers (logit at least 0); where none does, all pixels of its windows."""
         prompts, masks = predicted.embeddings.shape[1:3]
         logits = predicted.embeddings.flatten(1, 2) @ features.flatten(2)
-        visible = (logits.view(len(logits), prompts, masks, -1) >= 0).any(2)
+        covered = logits.view(len(logits), prompts, masks, -1) >= 0
         if predicted.windows is None:
+            visible = covered.any(2)
             return visible | ~visible.any(-1, keepdim=True)
-        inside = in_windows(predicted.windows, (features.shape[2], features.shape[3])).flatten(2)
-        visible = visible & inside
-        return visible | (inside & ~visible.any(-1, keepdim=True))
+        inside = in_windows(predicted.windows, (features.shape[2], features.shape[3])).flatten(3)
+        visible = (covered & inside).any(2)
+        return visible | (inside.any(2) & ~visible.any(-1, keepdim=True))
 
 
 def in_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
@@ -156,22 +174,18 @@ def in_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
     return down[..., :, None] & across[..., None, :]
 
 
-def mask_logits(embeddings: Tensor, features: Tensor, windows: Tensor | None = None) -> Tensor:
+def mask_logits(masks: MaskEmbeddings, features: Tensor) -> Tensor:
     """Mask logits at stride 4.
 
     Args:
-        embeddings: [B, ..., C].
+        masks: [B, ...] masks.
         features: [B, C, h, w].
-        windows: what the masks are cut to, fractions of the view: [B, ..., 4], of the dimensions of `embeddings` or of fewer; or None.
 
     Returns:
-        [B, ..., h, w]; `CUT_LOGIT` outside the windows.
+        [B, ..., h, w]; `CUT_LOGIT` outside a mask's window.
     """
-    shape = embeddings.shape[1:-1]
-    logits = (embeddings.flatten(1, -2) @ features.flatten(2)).reshape(len(features), *shape, *features.shape[2:])
-    if windows is None:
+    shape = masks.embeddings.shape[1:-1]
+    logits = (masks.embeddings.flatten(1, -2) @ features.flatten(2)).reshape(len(features), *shape, *features.shape[2:])
+    if masks.windows is None:
         return logits
-    inside = in_windows(windows, (features.shape[2], features.shape[3]))
-    while inside.ndim < logits.ndim:
-        inside = inside.unsqueeze(-3)
-    return logits.masked_fill(~inside, CUT_LOGIT)
+    return logits.masked_fill(~in_windows(masks.windows, (features.shape[2], features.shape[3])), CUT_LOGIT)

@@ -1,6 +1,7 @@
 """The mask generator of stage 1: pixel decoder, prompt encoder and mask decoder, and the presets of their sizes."""
 
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -30,6 +31,9 @@ class MaskGeneratorConfig(Config):
     decoder_heads: int = Field(8, ge=1, description="attention heads of the mask decoder")
     decoder_ffn_dim: int = Field(2048, ge=1, description="hidden width of the mask decoder's feed-forward")
     box_windows: bool = Field(False, description="box prompts look only inside their box, and their masks are cut to it (release: neither)")
+    point_windows: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="side of the window around the point that each mask of a point is cut to, as a fraction of the view; empty: none (release)"
+    )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "release": {"position": "random_independent"},
@@ -37,6 +41,7 @@ class MaskGeneratorConfig(Config):
         "shapes": {
             "dim": 64, "encoder_layers": 1, "encoder_heads": 4, "encoder_points": 4, "encoder_ffn_dim": 128,
             "decoder_layers": 3, "decoder_heads": 4, "decoder_ffn_dim": 128, "box_windows": True,
+            "point_windows": (0.25, 0.5, 0.8, 2.0),
         },
     }  # fmt: skip
 
@@ -45,6 +50,10 @@ class MaskGeneratorConfig(Config):
         for name in ("encoder_heads", "decoder_heads"):
             if self.dim % getattr(self, name):
                 raise ValueError(f"{name} must divide dim; {name} is {getattr(self, name)} and dim {self.dim}")
+        if len(self.point_windows) not in (0, self.num_masks):
+            raise ValueError(
+                f"point_windows must be empty or have num_masks values; it has {len(self.point_windows)} and num_masks is {self.num_masks}"
+            )
         return self
 
 
@@ -70,21 +79,35 @@ class MaskGenerator(nn.Module):
     shifted.
     """
 
-    def __init__(self, pixel_decoder: PixelDecoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, *, box_windows: bool = False) -> None:
+    def __init__(
+        self,
+        pixel_decoder: PixelDecoder,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        *,
+        box_windows: bool = False,
+        point_windows: Sequence[float] = (),
+    ) -> None:
         super().__init__()
         self.box_windows = box_windows
+        self.point_windows = tuple(point_windows)
         self.pixel_decoder = pixel_decoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
 
     def embed_points(self, pixel: PixelFeatures, points_xy: Tensor) -> list[MaskEmbeddings]:
         """Decode single points [B, Q, 2] up to the mask embeddings of each layer; K' = num_masks."""
-        return self._embed(pixel, self.prompt_encoder.points(points_xy, pixel.mask_features), 3, range(1, len(self.mask_decoder.mask_heads)))
+        windows = None
+        if self.point_windows:
+            half = points_xy.new_tensor(self.point_windows)[:, None] / 2
+            centres = (points_xy / _size_xy(pixel))[:, :, None]
+            windows = torch.cat([centres - half, centres + half], dim=-1)
+        prompt = self.prompt_encoder.points(points_xy, pixel.mask_features)
+        return self._embed(pixel, prompt, 3, range(1, len(self.mask_decoder.mask_heads)), windows)
 
     def embed_boxes(self, pixel: PixelFeatures, boxes_xyxy: Tensor) -> list[MaskEmbeddings]:
         """Decode boxes [B, Q, 4] up to the mask embeddings of each layer; K' = 1."""
-        height, width = pixel.mask_features.shape[2] * 4, pixel.mask_features.shape[3] * 4
-        windows = boxes_xyxy / boxes_xyxy.new_tensor([width, height, width, height]) if self.box_windows else None
+        windows = (boxes_xyxy / _size_xy(pixel).repeat(2))[:, :, None] if self.box_windows else None
         return self._embed(pixel, self.prompt_encoder.boxes(boxes_xyxy, pixel.mask_features), 2, range(1), windows)
 
     def embed_point_sets(self, pixel: PixelFeatures, points_xy: Tensor, labels: Tensor) -> list[MaskEmbeddings]:
@@ -99,7 +122,13 @@ class MaskGenerator(nn.Module):
     def masks(self, pixel: PixelFeatures, embedded: list[MaskEmbeddings]) -> list[MaskPrediction]:
         """Logits at stride 4 for what `embed_*` gave: pass all layers for deep supervision, the last alone, or a selection of its masks."""
         features = self.mask_decoder.features(pixel)
-        return [MaskPrediction(mask_logits(item.embeddings, features, item.windows), item.iou_probs) for item in embedded]
+        return [MaskPrediction(mask_logits(item, features), item.iou_probs) for item in embedded]
+
+
+def _size_xy(pixel: PixelFeatures) -> Tensor:
+    """(width, height) of the view in pixels."""
+    height, width = pixel.mask_features.shape[2:]
+    return torch.tensor([width * 4.0, height * 4.0], device=pixel.mask_features.device)
 
 
 def build_mask_generator(config: MaskGeneratorConfig, channels: tuple[int, int, int, int]) -> MaskGenerator:
@@ -130,4 +159,10 @@ def build_mask_generator(config: MaskGeneratorConfig, channels: tuple[int, int, 
         num_masks=config.num_masks,
         position=keys,
     )
-    return MaskGenerator(pixel_decoder, PromptEncoder(config.dim, config.num_masks, prompts), mask_decoder, box_windows=config.box_windows)
+    return MaskGenerator(
+        pixel_decoder,
+        PromptEncoder(config.dim, config.num_masks, prompts),
+        mask_decoder,
+        box_windows=config.box_windows,
+        point_windows=config.point_windows,
+    )
