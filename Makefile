@@ -16,7 +16,7 @@ run-install: .venv/run-installed ## set up .venv with what running needs, no mor
 .venv/run-installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[text]'
 	touch $@
 
 .venv/installed: .venv/run-installed
@@ -38,7 +38,7 @@ test-slow: install ## the tests that take more than a minute
 shapes-full: run-install ## train the shapes model that is shipped (SEED=n)
 	$(BIN)/python jobs/quickstart.py --config jobs/configs/shapes_full.yaml seed=$(SEED)
 
-real: run-install ## train and evaluate on real images (reads UNIOVSEG_REAL_DATA)
+real: run-install ## both stages on real images (reads UNIOVSEG_REAL_DATA and NLTK_DATA)
 	$(BIN)/python jobs/real.py
 
 lint: install ## ruff: lint and format

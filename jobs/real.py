@@ -1,4 +1,4 @@
-"""Stage 1 on real images (reads UNIOVSEG_REAL_DATA): ingest, train, evaluate, pictures."""
+"""Both stages on real images (reads UNIOVSEG_REAL_DATA and NLTK_DATA): ingest, train, match, align, evaluate, pictures."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ from uniovseg.runtime.real import RealConfig, real, real_data
 def main(config: RealConfig) -> dict[str, object]:
     """Run it anew in config.output."""
     real_data()
-    for name in ("tars", "shards", "stage1"):
+    for name in ("tars", "shards", "stage1", "entities", "pairs", "stage2"):
         shutil.rmtree(Path(config.output) / name, ignore_errors=True)
     return real(config)
 
