@@ -172,7 +172,8 @@ def load_clip(config: ClipConfig) -> Clip:
     if config.name not in open_clip.list_models():
         raise ConfigError("no such CLIP", seen=config.name, allowed="'shapes' or a name from open_clip.list_models()")
     try:
-        model = open_clip.create_model(config.name, pretrained=None if config.weights == CHECKPOINT else config.weights)
+        pretrained = None if config.weights == CHECKPOINT else config.weights
+        model = open_clip.create_model(config.name, pretrained=pretrained, device=torch.get_default_device())
     except (RuntimeError, OSError, ValueError) as error:
         raise CheckpointError(
             f"the weights of {config.name} cannot be loaded",
