@@ -279,13 +279,8 @@ RESUMABLE: frozenset[str] = frozenset(
 """Keys of `TrainConfig` that a resumed run may change: they do not change what is learned from which sample."""
 
 
-def restore(config: TrainConfig, method: TrainableMethod[Any], optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], folder: Path) -> int:
-    """Load a checkpoint into the method and its optimizer; returns the step to go on with.
-
-    Raises:
-        CheckpointError: the checkpoint is of a run whose configuration differs in more than `RESUMABLE` keys.
-    """
-    info = checkpoint.read_info(folder)
+def refuse_other_run(config: TrainConfig, info: CheckpointInfo) -> None:
+    """Raise CheckpointError when the checkpoint is of a run whose configuration differs in more than `RESUMABLE` keys."""
     now: dict[str, Any] = json.loads(config.model_dump_json())
     data = DataConfig(train="").model_dump(mode="json") | info.config.get("data", {})  # a key that is newer than the run was at its default
     changed = [key for key in now if key not in RESUMABLE | RAY_KEYS and key != "data" and now[key] != info.config.get(key)]
@@ -297,6 +292,16 @@ def restore(config: TrainConfig, method: TrainableMethod[Any], optimizer: torch.
             allowed=f"changes of {', '.join(sorted(RESUMABLE))}",
             fix="give the run another output folder to start anew",
         )
+
+
+def restore(config: TrainConfig, method: TrainableMethod[Any], optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], folder: Path) -> int:
+    """Load a checkpoint into the method and its optimizer; returns the step to go on with.
+
+    Raises:
+        CheckpointError: the checkpoint is of a run whose configuration differs in more than `RESUMABLE` keys.
+    """
+    info = checkpoint.read_info(folder)
+    refuse_other_run(config, info)
     checkpoint.load_weights(method, checkpoint.read_weights(folder), set(method.state()))
     checkpoint.restore_optimizer(optimizer, names, checkpoint.read_weights(folder, checkpoint.OPTIMIZER))
     return info.step
