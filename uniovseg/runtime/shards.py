@@ -20,6 +20,7 @@ from uniovseg.data.shards import MANIFEST, Contents, Manifest, ModelUse, ShardIn
 from uniovseg.data.shards import to_table as image_masks_table
 from uniovseg.errors import ConfigError
 from uniovseg.records import ImageMasks, Rejected
+from uniovseg.runtime.metrics import count_part
 from uniovseg.storage import Location
 
 RecordT = TypeVar("RecordT")
@@ -125,6 +126,7 @@ def write_records(
     reasons = Counter(item.reason for item in rejects)
     commit = Commit(part=part, shard=shard, models=models(), rejects=dict(sorted(reasons.items())), **writer.contents.model_dump())
     storage.write_bytes(output / f"commits/{part.name}.json", commit.model_dump_json().encode())
+    count_part(output.name, samples=sum(writer.rows), pairs=commit.pairs, rejects=commit.rejects)
     return commit
 
 
