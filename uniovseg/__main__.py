@@ -1,4 +1,4 @@
-"""``python -m uniovseg``: segment an image, look at a shard set, import the released checkpoint."""
+"""``python -m uniovseg``: segment an image, look at a shard set, import the released checkpoint, examine a training before it is launched."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
-from uniovseg.config import validate
+from uniovseg.config import load, validate
 from uniovseg.data.inspect import inspect_shards
 from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import ConfigError, UniOVSegError
@@ -100,6 +100,16 @@ def import_release(arguments: argparse.Namespace) -> None:
     Console().print(f"imported {len(released.generator)} tensors of the mask branch, with {weights}: {arguments.out}", soft_wrap=True)
 
 
+def doctor(arguments: argparse.Namespace) -> int:
+    """Examine what a training run will need, on the cluster of RAY_ADDRESS or else on this machine; 1 when something is wrong."""
+    from uniovseg.runtime.doctor import examine, findings_table
+    from uniovseg.runtime.train import TrainJobConfig, with_absolute_paths
+
+    findings = examine(with_absolute_paths(load(TrainJobConfig, arguments.config, arguments.overrides)))
+    Console().print(findings_table(findings))
+    return 0 if all(finding.well for finding in findings) else 1
+
+
 def _numbers(text: str, count: int) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
@@ -137,18 +147,22 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint")
     command.add_argument("--out", required=True, help="folder of the new checkpoint")
     command.set_defaults(run=import_release)
+    command = commands.add_parser("doctor", help="examine what a training run will need, before it is launched")
+    command.add_argument("--config", required=True, help="YAML file, as for jobs/train.py")
+    command.add_argument("overrides", nargs="*", metavar="key=value")
+    command.set_defaults(run=doctor)
     return root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 2 for a wrong call, 1 for another failure."""
+    """Run a command; 2 for a wrong call, 1 for another failure, or when doctor finds something wrong."""
     arguments = parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        code: int | None = arguments.run(arguments)
     except UniOVSegError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

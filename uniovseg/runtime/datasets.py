@@ -25,6 +25,9 @@ from uniovseg.data.shards import ShardSet
 ROWS_A_BLOCK = 32
 """About how many rows one *make* task turns into samples."""
 
+CPUS_OF_A_FEED = 1.5
+"""CPUs that a worker's feed needs at least: one *read* and one *make* task. With fewer Ray Data waits for ever."""
+
 STEPS_A_DATASET = 4096
 """Steps that one Ray dataset covers; its tasks are listed up front, so a long run is a chain of datasets."""
 

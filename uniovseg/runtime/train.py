@@ -7,7 +7,6 @@ samples and every random draw depend on the step alone, the losses then are thos
 
 import json
 import logging
-import math
 import shutil
 import tempfile
 import threading
@@ -29,18 +28,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from uniovseg import checkpoint, storage
 from uniovseg.config import validate
 from uniovseg.data.shards import ShardSet
-from uniovseg.errors import CheckpointError, ConfigError, TrainingError
+from uniovseg.errors import CheckpointError, TrainingError
 from uniovseg.pictures import Picture
 from uniovseg.records import Batch
+from uniovseg.runtime import doctor
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
 from uniovseg.runtime.metrics import show_training
 from uniovseg.runtime.session import quiet_ray_data, ray_session
 from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
 from uniovseg.storage import Location
 from uniovseg.training import TrainConfig, initial_method, local_batches, make_match, make_validation, sample_maker, train
-
-CPUS_OF_A_FEED = 1.5
-"""CPUs that a worker's feed needs at least: one *read* and one *make* task. With fewer Ray Data waits for ever."""
 
 
 class TrainJobConfig(TrainConfig):
@@ -148,7 +145,9 @@ def with_absolute_paths(config: TrainJobConfig) -> TrainJobConfig:
     method, weights = config.method, config.method.clip.weights
     if weights is not None and Path(weights).is_file():
         method = method.model_copy(update={"clip": method.clip.model_copy(update={"weights": Location.of(weights).uri})})
-    init = config.init if config.init is None or config.init in checkpoint.SHIPPED else Location.of(config.init).uri
+    init = config.init
+    if init is not None and init not in checkpoint.SHIPPED and not init.startswith(doctor.REGISTERED):
+        init = Location.of(init).uri
     paths = {"output": Location.of(config.output).uri, "init": init, "data": data, "validation": validation, "method": method}
     return config.model_copy(update=paths)
 
@@ -183,28 +182,18 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
     """Train; the run's folder then holds ``model/`` (the final checkpoint), checkpoints, metrics.jsonl and pictures. Returns the report.
 
     Raises:
-        ConfigError: a folder on this machine with workers on several, or a batch that does not divide.
-        CheckpointError: the folder holds checkpoints of a run with another configuration.
+        ConfigError, StorageError, DataError, CheckpointError: what `uniovseg.runtime.doctor` finds wrong before anything is launched.
         TrainingError: the training failed for good; the message says why.
     """
     started = time.perf_counter()
     config = with_absolute_paths(config)
     output = Location.of(config.output)
+    doctor.require(doctor.first_checks(config) + doctor.storage_checks(config))
     shards = ShardSet(config.data.train)
-    if config.batch_size % (config.workers * config.accumulate):
-        raise ConfigError(
-            "batch_size does not divide evenly", seen=f"{config.batch_size} over {config.workers} workers x {config.accumulate}",
-            allowed=f"a multiple of {config.workers * config.accumulate}",
-        )  # fmt: skip
     filesystem, path = output.filesystem()
     parent, _, name = path.rpartition("/")
-    cpus_of_a_feed = CPUS_OF_A_FEED if config.data.feed == "ray" else 0.0
-    cpus = math.ceil(config.workers * (config.cpus_per_worker + cpus_of_a_feed))
-    with tracked_run(config.tracking, name, config) as run, ray_session(cpus):
-        if output.is_local and sum(node["Alive"] for node in ray.nodes()) > 1:
-            raise ConfigError(
-                "the output is a folder of one machine, but the cluster has several", seen=config.output, allowed="s3://... or another shared URI"
-            )
+    with tracked_run(config.tracking, name, config) as run, ray_session(doctor.slots(config)):
+        doctor.require(doctor.cluster_checks(config, doctor.cluster_nodes(output)))
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={

@@ -1,0 +1,475 @@
+"""What can be known to go wrong before a training is launched, each with what to do about it.
+
+A check looks at one thing: it returns what it saw, or raises the error that the launch would end in, or hang in without a word. `fit` requires
+them all, so that the first error stops it; ``python -m uniovseg doctor`` calls every check and shows a table.
+"""
+
+import math
+import os
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+import torch
+from botocore.exceptions import BotoCoreError
+from botocore.session import get_session
+from ray.exceptions import AuthenticationError, GetTimeoutError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.table import Table
+
+from uniovseg import checkpoint, storage
+from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.data.shards import ShardSet
+from uniovseg.errors import CheckpointError, ConfigError, MissingFileError, StorageError, UniOVSegError
+from uniovseg.runtime.datasets import CPUS_OF_A_FEED
+from uniovseg.runtime.model_size import model_size
+from uniovseg.runtime.session import ray_session
+from uniovseg.storage import Location
+from uniovseg.training import refuse_other_run
+
+if TYPE_CHECKING:
+    from uniovseg.runtime.train import TrainJobConfig
+
+SHARED_MEMORY = Path("/dev/shm")
+
+OBJECT_STORE = 512 * 1024**2
+"""Bytes of the object store of a cluster that a job starts on its own machine (`ray_session`)."""
+
+FULLEST = 0.95
+"""Share of a disk in use from which Ray makes no more objects on that node."""
+
+ANSWER_SECONDS = 120
+"""How long a node may take to start a process and look around."""
+
+REGISTERED = "models:/"
+"""How the URI of a model in MLflow's registry begins."""
+
+FILE_STORES = ("sqlite:", "file:")
+"""How the URI of an MLflow store begins that is a file or folder; one without a scheme is a folder too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the cluster.
+
+    Attributes:
+        name: host name.
+        cpus, gpus: slots that Ray offers there.
+        object_store: bytes of Ray's object store.
+        shared_memory: bytes of /dev/shm; None where there is none.
+        disk, free_disk: bytes of the disk of temporary files, and how many are free.
+        unreadable: why this node cannot read what the driver wrote into the output; empty when it can.
+    """
+
+    name: str
+    cpus: float
+    gpus: float
+    object_store: int
+    shared_memory: int | None
+    disk: int
+    free_disk: int
+    unreadable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found: its name, whether all is well, and what was seen or what is wrong."""
+
+    check: str
+    well: bool
+    detail: str
+
+
+Check = tuple[str, Callable[[], str]]
+
+
+def diagnose(checks: Iterable[Check]) -> list[Finding]:
+    """Run every check, whatever the others find."""
+    findings = []
+    for name, check in checks:
+        try:
+            findings.append(Finding(name, True, check()))
+        except UniOVSegError as error:
+            findings.append(Finding(name, False, str(error)))
+    return findings
+
+
+def require(checks: Iterable[Check]) -> None:
+    """Run the checks; the error of the first one that fails is raised."""
+    for _, check in checks:
+        check()
+
+
+def examine(config: "TrainJobConfig") -> list[Finding]:
+    """Every check of a run, on the cluster that RAY_ADDRESS names, or on this machine. Local paths of `config` are absolute."""
+    findings = diagnose(first_checks(config))
+    if findings[0].well:
+        findings += diagnose(storage_checks(config))
+    else:
+        findings.append(Finding("output, data, checkpoints", False, "not looked at without credentials"))
+    if not os.environ.get("RAY_ADDRESS"):
+        return findings + diagnose(cluster_checks(config, [this_machine(config)]))
+    try:
+        with ray_session(0):
+            return findings + diagnose(cluster_checks(config, cluster_nodes(Location.of(config.output))))
+    except (UniOVSegError, ConnectionError, RuntimeError, AuthenticationError) as error:
+        said = " ".join(str(error).split())[:300]
+        fix = "is RAY_ADDRESS the head's, and RAY_AUTH_MODE=token with its token set?"
+        return [*findings, Finding("cluster", False, f"the cluster cannot be examined; seen: {said}; {fix}")]
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """The findings for a terminal."""
+    table = Table("check", "", "seen", title="doctor")
+    for finding in findings:
+        table.add_row(finding.check, "ok" if finding.well else "[bold red]wrong[/]", finding.detail)
+    return table
+
+
+def first_checks(config: "TrainJobConfig") -> list[Check]:
+    """The checks that need neither storage nor a cluster."""
+    return [
+        ("credentials", partial(check_credentials, config)),
+        ("tracking", partial(check_tracking, config)),
+        ("token authentication", check_token),
+    ]
+
+
+def storage_checks(config: "TrainJobConfig") -> list[Check]:
+    """The checks that read and write; where S3 finds no credentials each would take minutes."""
+    return [
+        ("output", partial(check_output, config)),
+        ("training data", partial(check_data, config)),
+        ("same run", partial(check_same_run, config)),
+        ("initial weights", partial(check_init, config)),
+    ]
+
+
+def cluster_checks(config: "TrainJobConfig", nodes: Sequence[Node]) -> list[Check]:
+    """The checks of the cluster that will run the training."""
+    return [
+        ("workers", partial(check_workers, config, nodes)),
+        ("CPUs for the feed", partial(check_feed, config, nodes)),
+        ("storage of all nodes", partial(check_shared, config, nodes)),
+        ("tracking of all nodes", partial(check_shared_tracking, config, nodes)),
+        ("shared memory", partial(check_shared_memory, config, nodes)),
+        ("disk", partial(check_disk, config, nodes)),
+    ]
+
+
+def _uris(config: "TrainJobConfig") -> dict[str, str]:
+    """The URIs that a run reads and writes, by key."""
+    uris = {"output": config.output, "data.train": config.data.train, "validation.shards": config.validation.shards, "init": config.init}
+    return {key: uri for key, uri in uris.items() if uri is not None and uri not in checkpoint.SHIPPED and not uri.startswith(REGISTERED)}
+
+
+def s3_credentials() -> str | None:
+    """How the AWS chain of this process finds credentials (environment, profile, instance role), or None; the secrets stay where they are."""
+    try:
+        found = get_session().get_credentials()
+    except BotoCoreError as error:
+        raise StorageError("the AWS credentials cannot be loaded", seen=error, fix="look at AWS_PROFILE and ~/.aws") from error
+    return None if found is None else str(found.method)
+
+
+def check_credentials(config: "TrainJobConfig") -> str:
+    """S3 credentials are found where a URI needs them. Without this check, S3's client looks for them for minutes."""
+    keys = [key for key, uri in _uris(config).items() if uri.startswith("s3://")]
+    if not keys:
+        return "none needed: no s3:// URI"
+    method = s3_credentials()
+    if method is None:
+        raise StorageError(
+            "no S3 credentials are found", seen=f"s3:// in {', '.join(keys)}", allowed="environment, profile or instance role",
+            fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment of every node",
+        )  # fmt: skip
+    return f"found by {method}"
+
+
+def _place(output: Location) -> Location:
+    """Where a file can be written without leaving folders behind: the output itself, or the nearest folder above it that is there."""
+    if not output.is_local:
+        return output
+    path = Path(output.uri)
+    return Location(str(next(folder for folder in (path, *path.parents) if folder.is_dir())))
+
+
+def check_output(config: "TrainJobConfig") -> str:
+    """A tiny file can be written to the output, read back, and deleted."""
+    output = Location.of(config.output)
+    probe, written = _place(output) / f".doctor-{uuid.uuid4().hex[:12]}", uuid.uuid4().bytes
+    fix = "may these credentials write there? AWS_ENDPOINT_URL and AWS_REGION name another endpoint" if not output.is_local else "give another output"
+    try:
+        storage.write_bytes(probe, written)
+        read = storage.read_bytes(probe)
+        delete(probe)
+    except StorageError as error:
+        raise StorageError(f"the output cannot be used: {error}", fix=fix) from error
+    if read != written:
+        raise StorageError("the output does not give back what is written to it", seen=probe.uri, fix=fix)
+    return f"{output.uri}: written, read, deleted"
+
+
+def check_same_run(config: "TrainJobConfig") -> str:
+    """Checkpoints in the output, if any, are of a run with this configuration."""
+    output = Location.of(config.output)
+    manifests = [file for file in storage.list_files(output, checkpoint.MANIFEST, recursive=True) if "/step_" in file.uri.removeprefix(output.uri)]
+    if not manifests:
+        return "a new run"
+    info = CheckpointInfo.model_validate_json(storage.read_bytes(manifests[-1]))
+    refuse_other_run(config, info)
+    return f"goes on after step {info.step} of {config.steps}"
+
+
+def check_data(config: "TrainJobConfig") -> str:
+    """The training and validation sets have manifests, and the batch can be divided."""
+    shards = ShardSet(config.data.train)
+    if config.validation.shards is not None:
+        ShardSet(config.validation.shards)
+    if config.batch_size % (config.workers * config.accumulate):
+        raise ConfigError(
+            "batch_size does not divide evenly", seen=f"{config.batch_size} over {config.workers} workers x {config.accumulate}",
+            allowed=f"a multiple of {config.workers * config.accumulate}",
+        )  # fmt: skip
+    return f"{shards.manifest.samples} samples in {len(shards.manifest.shards)} shards"
+
+
+def check_init(config: "TrainJobConfig") -> str:
+    """The checkpoint or registered model that the run starts from exists."""
+    init = config.init
+    if init is None:
+        return "random"
+    if init in checkpoint.SHIPPED:
+        return f"{init}, packaged"
+    if init.startswith(REGISTERED):
+        check_registered(init, config.tracking.resolve())
+        return f"{init}, registered"
+    manifest = Location.of(init) / checkpoint.MANIFEST
+    try:
+        info = CheckpointInfo.model_validate_json(storage.read_bytes(manifest))
+    except MissingFileError as error:
+        raise CheckpointError(
+            "init: no checkpoint here", seen=init, allowed=f"a folder with {checkpoint.MANIFEST}, {checkpoint.MODEL}, or {', '.join(checkpoint.SHIPPED)}",
+            fix="a run's final checkpoint is the folder model/ of its output",
+        ) from error  # fmt: skip
+    except ValueError as error:
+        raise CheckpointError("init: the checkpoint's manifest cannot be read", seen=manifest.uri, fix="it may be of another version") from error
+    return f"{init}: {info.method.get('name')}, step {info.step}"
+
+
+def check_registered(uri: str, tracking_uri: str | None) -> None:
+    """Raise CheckpointError when MLflow's registry has no model ``models:/name/version`` or ``models:/name@alias``."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    name, at, alias = uri.removeprefix(REGISTERED).partition("@")
+    name, _, version = name.partition("/")
+    if not name or bool(at) == bool(version):
+        raise CheckpointError("init: not the URI of a registered model", seen=uri, allowed="models:/name/version or models:/name@alias")
+    if tracking_uri is None:
+        raise CheckpointError("init: there is no registry to look in", seen=uri, fix="set tracking.uri or MLFLOW_TRACKING_URI")
+    client = MlflowClient(tracking_uri=tracking_uri)
+    try:
+        client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)
+    except MlflowException as error:
+        raise CheckpointError("init: no such registered model", seen=uri, fix=" ".join(str(error).split())[:200]) from error
+
+
+def check_tracking(config: "TrainJobConfig") -> str:
+    """The tracking URI can be used."""
+    return "on" if config.tracking.resolve() else "off (no tracking.uri, no MLFLOW_TRACKING_URI)"
+
+
+def check_token() -> str:
+    """Ray asks for a token and this process has one; `RAY_AUTH_MODE` tells its clients to send it."""
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
+
+    mode = os.environ.get("RAY_AUTH_MODE", "").lower()
+    if mode == "disabled":
+        return "off: who reaches the cluster's ports runs code on it; let nobody do so, or unset RAY_AUTH_MODE"
+    token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return "on: the cluster of this machine makes its own token"
+    if mode == "token" and not token:
+        raise ConfigError(
+            "there is no token for the cluster", seen=f"RAY_ADDRESS={address}", allowed="RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token",
+            fix="copy the head's token; ray get-auth-token prints it there",
+        )  # fmt: skip
+    return "on" if token else "off: no token here; a cluster that asks for one refuses (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN)"
+
+
+def check_workers(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
+    """All workers find a place at the same time; else they are waited for without end."""
+    fits = sum(_workers_of(config, node) for node in nodes)
+    each = f"{config.cpus_per_worker:g} CPUs" + (f" and {config.gpus_per_worker:g} GPUs" if config.gpus_per_worker else "")
+    if fits < config.workers:
+        raise ConfigError(
+            "the cluster is too small for the workers", seen=f"workers={config.workers} of {each} each; room for {fits} on {len(nodes)} nodes",
+            allowed=f"at most {fits}", fix="lower workers or cpus_per_worker, or add nodes",
+        )  # fmt: skip
+    return f"{config.workers} of {each} each; room for {fits}"
+
+
+def _workers_of(config: "TrainJobConfig", node: Node) -> int:
+    """How many workers fit on a node."""
+    by_cpus = int(node.cpus / config.cpus_per_worker + 1e-6)
+    return min(by_cpus, int(node.gpus / config.gpus_per_worker + 1e-6)) if config.gpus_per_worker else by_cpus
+
+
+def check_feed(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
+    """Beside the workers enough CPUs are left for Ray Data; with fewer it waits without a word."""
+    if config.data.feed != "ray":
+        return f"none needed: data.feed={config.data.feed}"
+    cpus, taken = sum(node.cpus for node in nodes), config.workers * config.cpus_per_worker
+    needed = config.workers * CPUS_OF_A_FEED
+    if cpus - taken < needed:
+        raise ConfigError(
+            "too few CPUs are left for Ray Data beside the workers", seen=f"{cpus - taken:g} of {cpus:g}", allowed=f"at least {needed:g}",
+            fix="lower workers or cpus_per_worker, add CPU nodes, or set data.feed=threads",
+        )  # fmt: skip
+    return f"{cpus - taken:g} of {cpus:g} are left, {needed:g} needed"
+
+
+def check_shared(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
+    """Every node sees the run's files: no local path where there are several nodes, and each can read the output."""
+    local = [f"{key}={uri}" for key, uri in _uris(config).items() if Location.of(uri).is_local]
+    if len(nodes) > 1 and local:
+        raise ConfigError(
+            f"the cluster has {len(nodes)} nodes, and a path of one machine is not seen by the others", seen=", ".join(local),
+            allowed="s3://... or another shared URI",
+        )  # fmt: skip
+    blind = [node for node in nodes if node.unreadable]
+    if blind:
+        raise StorageError(
+            f"{len(blind)} of {len(nodes)} nodes cannot read the output", seen=f"{blind[0].name}: {blind[0].unreadable}",
+            fix="give every node the credentials, AWS_ENDPOINT_URL and AWS_REGION",
+        )  # fmt: skip
+    return "one node" if len(nodes) == 1 else f"{len(nodes)} nodes read {config.output}"
+
+
+def check_shared_tracking(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
+    """A tracking store that is a file is for one node."""
+    uri = config.tracking.resolve()
+    if uri is None:
+        return "off"
+    if len(nodes) > 1 and (uri.startswith(FILE_STORES) or "://" not in uri):
+        raise ConfigError(
+            f"the cluster has {len(nodes)} nodes, and an MLflow store that is a file is seen by one", seen=uri, allowed="http(s)://...",
+            fix="start mlflow server and name it by MLFLOW_TRACKING_URI",
+        )  # fmt: skip
+    return "one node" if len(nodes) == 1 else "a server"
+
+
+def check_shared_memory(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
+    """Each node's /dev/shm holds its object store. Without that Ray uses files, which is slow; GPU workers fail, as NCCL needs it too."""
+    small = [node for node in nodes if node.shared_memory is not None and node.shared_memory < node.object_store]
+    if not small:
+        return "holds the object store on every node"
+    node = small[0]
+    assert node.shared_memory is not None
+    seen = f"{_size(node.shared_memory)} on {node.name}, {len(small)} of {len(nodes)} nodes are so"
+    allowed, fix = (
+        f"at least {_size(node.object_store)}, the object store",
+        "docker run --shm-size, or in Kubernetes an emptyDir of medium Memory at /dev/shm",
+    )
+    if config.gpus_per_worker:
+        raise ConfigError("/dev/shm is too small", seen=seen, allowed=allowed, fix=fix)
+    return f"slow, not wrong: {seen}; {allowed}; {fix}"
+
+
+def check_disk(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
+    """Checkpoints have room: one on each node, where it waits for its upload, and those that are kept where the output is a local folder."""
+    size = model_size(config.method).checkpoint_bytes
+    for node in nodes:
+        used = 1 - node.free_disk / node.disk
+        if used > FULLEST or node.free_disk < size:
+            raise StorageError(
+                f"the disk of temporary files of {node.name} is too full", seen=f"{_size(node.free_disk)} free, {used:.0%} in use",
+                allowed=f"at least {_size(size)} for a checkpoint, and at most {FULLEST:.0%} in use, where Ray stops", fix="free it, or set TMPDIR",
+            )  # fmt: skip
+    output, kept = Location.of(config.output), size * (config.keep_checkpoints + 2)
+    if output.is_local and (free := shutil.disk_usage(_place(output).uri).free) < kept:
+        raise StorageError(
+            "the output's disk has no room for the checkpoints", seen=f"{_size(free)} free", allowed=f"at least {_size(kept)}",
+            fix="free it, give another output, or lower keep_checkpoints",
+        )  # fmt: skip
+    return f"room for checkpoints of {_size(size)}; least free: {_size(min(node.free_disk for node in nodes))}"
+
+
+def _size(count: int) -> str:
+    """Bytes for a person."""
+    return f"{count / 1024**3:.1f} GiB" if count >= 1024**3 else f"{count / 1024**2:.1f} MiB"
+
+
+def _look(node: Node, probe: Location | None) -> Node:
+    """`node` with what only a process on it can see."""
+    unreadable = ""
+    if probe is not None:
+        try:
+            storage.read_bytes(probe)
+        except StorageError as error:
+            unreadable = str(error)
+    disk = shutil.disk_usage(tempfile.gettempdir())
+    shared = shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else None
+    return Node(node.name, node.cpus, node.gpus, node.object_store, shared, disk.total, disk.free, unreadable)
+
+
+def slots(config: "TrainJobConfig") -> int:
+    """CPU slots that a run takes: its workers and, where Ray Data feeds them, its feeds."""
+    feed = CPUS_OF_A_FEED if config.data.feed == "ray" else 0.0
+    return math.ceil(config.workers * (config.cpus_per_worker + feed))
+
+
+def this_machine(config: "TrainJobConfig") -> Node:
+    """The node of the cluster that a run starts on this machine when RAY_ADDRESS names none."""
+    cpus = max(slots(config), os.cpu_count() or 1)
+    return _look(Node(socket.gethostname(), cpus, torch.cuda.device_count(), OBJECT_STORE, None, 0, 0), None)
+
+
+def cluster_nodes(output: Location) -> list[Node]:
+    """The nodes of the cluster that this process is connected to, each looked at by a process on it.
+
+    Raises:
+        StorageError: a node does not answer in `ANSWER_SECONDS`.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = {
+        node["NodeID"]: Node(
+            node["NodeManagerHostname"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0),
+            int(node["Resources"].get("object_store_memory", 0)), None, 0, 0,
+        )
+        for node in alive
+    }  # fmt: skip
+    if len(nodes) == 1 and (own := next(iter(nodes.values()))).name == socket.gethostname():
+        return [_look(own, None)]
+    probe = None if output.is_local else output / f".doctor-{uuid.uuid4().hex[:12]}"
+    if probe is not None:
+        storage.write_bytes(probe, b"read by every node")
+    try:
+        look = ray.remote(num_cpus=0, max_retries=0)(_look)
+        places = {identity: NodeAffinitySchedulingStrategy(identity, soft=False) for identity in nodes}
+        looks = [look.options(scheduling_strategy=places[identity]).remote(node, probe) for identity, node in nodes.items()]
+        seen: list[Node] = ray.get(looks, timeout=ANSWER_SECONDS)
+    except GetTimeoutError as error:
+        raise StorageError(
+            f"a node of the cluster does not answer in {ANSWER_SECONDS} s", seen=", ".join(node.name for node in nodes.values()),
+            fix="ray status shows the nodes; take the dead one away",
+        ) from error  # fmt: skip
+    finally:
+        if probe is not None:
+            delete(probe)
+    return seen
+
+
+def delete(location: Location) -> None:
+    """Delete a file."""
+    filesystem, path = location.filesystem()
+    storage.with_retries(partial(filesystem.delete_file, path), f"deleting {location.uri}")
