@@ -1,5 +1,7 @@
 """The doctor's checks on made-up nodes, with hand-computed limits, and on a real S3 server."""
 
+import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from uniovseg.errors import CheckpointError, ConfigError, DataError, StorageErro
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.runtime import doctor
 from uniovseg.runtime.doctor import Finding, Node
+from uniovseg.runtime.model_size import model_size
 from uniovseg.runtime.tracking import TrackingConfig
 from uniovseg.runtime.train import TrainJobConfig
 from uniovseg.storage import Location
@@ -90,12 +93,12 @@ def test_shared_memory_holds_the_object_store(config: TrainJobConfig) -> None:
 
 
 def test_disks_hold_the_checkpoints(config: TrainJobConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = doctor.model_size(config.method).checkpoint_bytes
+    size = model_size(config.method).checkpoint_bytes
     assert doctor.check_disk(config, [NODE])
     fails(lambda: doctor.check_disk(config, [NODE, replace(NODE, name="b", free_disk=4 * GIB)]), StorageError, "b", "96% in use", "TMPDIR")
     fails(lambda: doctor.check_disk(config, [replace(NODE, disk=size, free_disk=size - 1)]), StorageError, "for a checkpoint")
-    usage = doctor.shutil.disk_usage("/")._replace(free=4 * size)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage("/")._replace(free=4 * size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert doctor.check_disk(changed(config, keep_checkpoints=2), [NODE])
     fails(lambda: doctor.check_disk(changed(config, keep_checkpoints=3), [NODE]), StorageError, "no room", "keep_checkpoints")
 
@@ -196,6 +199,6 @@ def test_the_command_shows_a_table_and_its_exit_code(config: TrainJobConfig, tmp
 def test_a_process_on_the_node_looks_around(ray_cluster: None, config: TrainJobConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     (own,) = doctor.cluster_nodes(Location.of(config.output))
     assert own.cpus >= 5 and own.disk >= own.free_disk > 0 and own.object_store > 0
-    monkeypatch.setattr(doctor.socket, "gethostname", lambda: "elsewhere")  # then a task looks, not this process
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")  # then a task looks, not this process
     (seen,) = doctor.cluster_nodes(Location.of(config.output))
     assert (seen.name, seen.cpus, seen.disk, seen.shared_memory) == (own.name, own.cpus, own.disk, own.shared_memory)
