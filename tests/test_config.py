@@ -31,9 +31,11 @@ from uniovseg.runtime.evaluate import PromptableJobConfig
 from uniovseg.runtime.evaluate_words import MaskClassificationJobConfig, WordsJobConfig
 from uniovseg.runtime.ingest import IngestConfig
 from uniovseg.runtime.match import MatchConfig
+from uniovseg.runtime.predict import PredictConfig
 from uniovseg.runtime.quickstart import QuickstartConfig
 from uniovseg.runtime.real import RealConfig
 from uniovseg.runtime.refine import RefineConfig
+from uniovseg.runtime.reproduce.job import ReproduceConfig
 from uniovseg.runtime.train import TrainJobConfig
 from uniovseg.training import train
 
@@ -44,6 +46,8 @@ TYPES: dict[str, type[Config]] = {
     "stage": TrainJobConfig,
     "refine": RefineConfig,
     "match": MatchConfig,
+    "predict": PredictConfig,
+    "reproduce": ReproduceConfig,
 }
 
 
