@@ -32,7 +32,7 @@ test test-slow: export OMP_NUM_THREADS := 1
 test: install ## the default tests
 	$(BIN)/python -m pytest
 
-test-slow: install ## the tests that take more than a minute
+test-slow: install ## the tests that are left out of the default ones
 	$(BIN)/python -m pytest -m slow
 
 shapes-full: run-install ## train the shapes model that is shipped (SEED=n)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from jobs import benchmark
+from uniovseg.benchmarks import data
 from uniovseg.benchmarks.data import DataBenchmarkConfig, Lines, _resize_and_crop, synthetic_record, write_shards
 from uniovseg.data.images import decode_image
 from uniovseg.data.views import ViewConfig, draw_view
@@ -43,6 +44,7 @@ def test_ours_gives_the_samples_of_the_shard_set(tmp_path: Path) -> None:
 
 def test_the_job_reports_times_ratios_and_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
+    monkeypatch.setattr(data, "measure_ray", lambda shards, config: 0.25)  # it starts a cluster; tests/runtime/test_data_benchmark.py has one
     overrides = [f"{name}={getattr(SMALL, name)}" for name in ("samples", "masks", "height", "width", "points", "repeats", "ray_epochs")]
     assert benchmark.main(["data", f"output={tmp_path}", *overrides]) == 0
     torch.set_num_threads(threads)

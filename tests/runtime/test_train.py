@@ -180,6 +180,7 @@ def test_a_run_whose_worker_is_killed_goes_on_to_the_same_losses(job: TrainJobCo
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_that_matches_online_is_fed_by_ray(ray_cluster: None, job: TrainJobConfig, scenes: list[ImageMasks], folder: Path) -> None:
     """Its losses are those of the loop without Ray."""

@@ -110,6 +110,7 @@ def test_the_steps_of_table_3() -> None:
     assert (multi_scale.captioner, multi_scale.parser, multi_scale.sizes) == ("captioner@0.1", "llm@0.05", (64, 96))
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_tiny_table_3_without_nltk_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
