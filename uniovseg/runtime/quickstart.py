@@ -39,14 +39,14 @@ class QuickstartConfig(Config):
 
     output: str = Field("runs/quickstart", description="folder of everything; it is emptied of an earlier run's training first")
     seed: int = Field(0, ge=0, description="seed of the world, the weights and every draw")
-    image_masks: int = Field(3600, ge=64, description="scenes to train on")
-    image_text: int = Field(512, ge=0, description="scenes with captions")
+    image_masks: int = Field(3360, ge=64, description="scenes to train on")
+    image_text: int = Field(256, ge=0, description="scenes with captions")
     evaluation: int = Field(64, ge=8, description="labelled scenes to evaluate on")
     train: str = Field("jobs/configs/stage1_shapes.yaml", description="configuration of stage 1")
-    steps: int = Field(450, ge=1, description="optimizer steps of stage 1")
+    steps: int = Field(420, ge=1, description="optimizer steps of stage 1")
     match: str = Field("jobs/configs/match_shapes.yaml", description="configuration of mask-text matching")
     align: str = Field("jobs/configs/stage2_shapes.yaml", description="configuration of stage 2")
-    align_steps: int = Field(120, ge=1, description="optimizer steps of stage 2; stage 2 is left out where image_text is 0")
+    align_steps: int = Field(60, ge=1, description="optimizer steps of stage 2; stage 2 is left out where image_text is 0")
     threads: int = Field(1, ge=1, description="CPU threads of torch; on two cores a second one costs more than it gives, beside the feed")
     tracking: TrackingConfig = Field(TrackingConfig(uri="sqlite:///runs/mlflow.db", experiment="uniovseg-quickstart"), description="MLflow")
 
@@ -128,7 +128,7 @@ def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
 def _words(config: QuickstartConfig, begin: Callable[[str], None]) -> dict[str, Any]:
     """Stage 2 and its evaluation; the report's ``open_vocabulary`` and what led to it.
 
-    Stage 1 has had few minutes: ``open_vocabulary_packaged_masks`` are the same namings of the packaged model's masks, on half of the scenes.
+    Stage 1 has had few minutes: ``open_vocabulary_packaged_masks`` are the same namings of the packaged model's masks, on a quarter of the scenes.
     """
     stage1, output = f"{config.output}/stage1/model", config.output
     tracking = config.tracking
@@ -151,7 +151,7 @@ def _words(config: QuickstartConfig, begin: Callable[[str], None]) -> dict[str, 
 
     return {
         "open_vocabulary": compare(stage1, config.evaluation),
-        "open_vocabulary_packaged_masks": compare("shapes", config.evaluation // 2),
+        "open_vocabulary_packaged_masks": compare("shapes", config.evaluation // 4),
         "entities": entities,
         "pairs": matched,
     }
