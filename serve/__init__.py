@@ -1,0 +1,1 @@
+"""The segmenter as an HTTP service on Ray Serve."""
