@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from uniovseg.runtime.delivery import connect
 from uniovseg.runtime.session import ray_session
-from uniovseg.runtime.tracking import Run, TrackingConfig
 
 
 @pytest.fixture(scope="session")
@@ -25,5 +25,5 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = f"sqlite:///{folder}/mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow puts artifacts below the working directory of whoever opens the store first
-        Run(TrackingConfig(uri=uri).resolve(), None)._client().search_experiments()
+        connect(uri).search_experiments()
     return uri

@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mlflow.entities import Run as StoredRun
 from mlflow.tracking import MlflowClient
 from pydantic import Field
@@ -74,20 +76,26 @@ def test_a_run_holds_parameters_metrics_pictures_and_ends_finished(tracking: Tra
     (tmp_path / "note.txt").write_text("hello")
     with tracked_run(tracking, "run name", Outer(tracking=tracking), tags={"who": "test"}) as run:
         assert run.describe() == f"{run.run_id} in {tracking.uri}"
-        worker = Run(run.uri, run.run_id)  # what a worker makes of the two strings
-        worker.log(1, {"loss": 2.0, "broken": float("nan"), "endless": float("inf")})
-        worker.log(2, {"loss": 1.0})
-        worker.log_pictures(2, {"masks": picture})
-        worker.log_file(tmp_path / "note.txt")
+        with Run(run.uri, run.run_id) as worker:  # what a worker makes of the two strings
+            worker.log(1, {"loss": 2.0, "broken": float("nan"), "endless": float("inf")})
+            worker.log(2, {"loss": 1.0, "share of 1+2": 0.5})
+            worker.log_pictures(2, {"masks": picture})
+            worker.log_file(tmp_path / "note.txt")
         assert only_run(tracking).info.status == "RUNNING"
     assert TrackingConfig().resolve() is None  # the next job of this process is not tracked unless it says so
     found = only_run(tracking)
     assert (found.info.status, found.info.run_name, found.data.tags["who"]) == ("FINISHED", "run name", "test")
     expected = {"steps": "7", "optim.lr": "0.0003", "tracking.uri": tracking.uri, "tracking.experiment": tracking.experiment}
-    assert found.data.params == expected
+    assert found.data.params == expected | {"tracking.parent": "None", "tracking.register_as": "None", "tracking.patience": "30.0"}
     client = MlflowClient(tracking_uri=tracking.uri)
     assert [(item.step, item.value) for item in client.get_metric_history(found.info.run_id, "loss")] == [(1, 2.0), (2, 1.0)]
-    assert set(found.data.metrics) == {"loss"}
+    own = {name for name in found.data.metrics if not name.startswith("system/")}
+    assert own == {"loss", "share of 1_2"}
+    assert 0 <= found.data.metrics["system/cpu_utilization_percentage"] <= 100
+    assert found.data.metrics["system/system_memory_usage_megabytes"] > 0
+    assert found.data.tags["environment.torch"] == torch.__version__.partition("+")[0] or found.data.tags["environment.torch"] == torch.__version__
+    assert found.data.tags["environment.python"] == platform.python_version()
+    assert client.list_artifacts(found.info.run_id) and Path(found.info.artifact_uri).is_relative_to(Path(str(tracking.uri)[10:]).parent)
     assert Path(client.download_artifacts(found.info.run_id, "note.txt")).read_text() == "hello"
     assert "steps: 7\noptim:\n  lr: 0.0003\n" in Path(client.download_artifacts(found.info.run_id, "config.yaml")).read_text()
     stored = cv2.imread(client.download_artifacts(found.info.run_id, "pictures/step_0000002/masks.png"))

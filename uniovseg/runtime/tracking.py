@@ -1,18 +1,22 @@
-"""MLflow: one run a job. The driver opens the run and closes it; whoever trains logs to its id in batches.
+"""MLflow: one run a job. The driver opens the run and closes it; whoever trains logs to its id.
 
-Tracking is on when a tracking URI is configured. An SQLite store is initialised once, by the driver: two processes that do it together break it.
-MLflow is imported where it is used: that takes two seconds, which a worker that does not log need not spend.
+Tracking is on when a tracking URI is configured. What is logged goes through a buffer (`uniovseg.runtime.delivery`), so that a tracking server that goes
+away neither stops nor slows a run; only to open a run it must be there. An SQLite store is initialised by one driver at a time: two processes that do
+it together break it. MLflow is imported where it is used: that takes two seconds, which a worker that does not log need not spend.
 """
 
+import fcntl
+import functools
+import json
 import logging
 import os
-import subprocess
-import tempfile
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import cv2
@@ -20,13 +24,33 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from uniovseg import storage
 from uniovseg.config import Config, flatten, to_yaml
-from uniovseg.errors import ConfigError
+from uniovseg.errors import ConfigError, MissingFileError, StorageError
+from uniovseg.runtime import provenance
+from uniovseg.runtime.delivery import Artifact, Delivery, Ending, Entry, Metrics, Parameters, connect, keep, without_credentials
+from uniovseg.runtime.system_metrics import SystemMetrics
+from uniovseg.storage import Location
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run as StoredRun
     from mlflow.tracking import MlflowClient
 
+logger = logging.getLogger(__name__)
+
 SQLITE = "sqlite:///"
+
+STARTS = 3
+"""How often a run is tried to be opened; between the tries the pauses of `storage.pause`."""
+
+MOST_NUMBERS, PER_CLASS = 50, "per_class"
+"""A mapping of a report with more numbers than this, or of this name, is a table: it is in the report's file, not among the metrics."""
+
+IDENTITY = "mlflow.json"
+"""File of a run's folder that says which MLflow run it is."""
+
+PARENT = "mlflow.parentRunId"
+"""MLflow's own tag of a run that belongs to another."""
 
 
 class TrackingConfig(Config):
@@ -34,6 +58,9 @@ class TrackingConfig(Config):
 
     uri: str | None = Field(None, description="MLflow tracking URI such as sqlite:///runs/mlflow.db; null: MLFLOW_TRACKING_URI, else off")
     experiment: str = Field("uniovseg", description="MLflow experiment")
+    parent: str | None = Field(None, description="id of the MLflow run that this one belongs to, such as its sweep's; null: none")
+    register_as: str | None = Field(None, description="name in MLflow's registry that a finished model is registered under; null: it is not")
+    patience: float = Field(30.0, ge=0, description="seconds that a finished run waits for a tracking server that is away")
 
     def resolve(self) -> str | None:
         """The tracking URI in force, or None for no tracking. The path of an SQLite file becomes absolute: workers have another working directory.
@@ -51,68 +78,273 @@ class TrackingConfig(Config):
 
 
 class Run:
-    """A handle on one MLflow run; picklable, so that a worker can log to the driver's run. All calls do nothing when tracking is off."""
+    """A handle on one MLflow run; picklable, so that a worker can log to the driver's run. All calls do nothing when tracking is off.
 
-    def __init__(self, uri: str | None, run_id: str | None) -> None:
-        self.uri = uri
-        self.run_id = run_id
+    Use it as a context manager where something is logged: at the end it waits for what is on its way.
 
-    def _client(self) -> "MlflowClient":
-        from mlflow.tracking import MlflowClient
+    Args:
+        uri: MLflow tracking URI; None: tracking is off.
+        run_id: id of the run; None: tracking is off.
+        folder: the run's folder, where what did not arrive is kept; None: it is lost.
+        patience: seconds to wait at the end.
+    """
 
-        return MlflowClient(tracking_uri=self.uri)
+    def __init__(self, uri: str | None, run_id: str | None, folder: Location | None = None, patience: float = 30.0) -> None:
+        self.uri, self.run_id, self.folder, self.patience = uri, run_id, folder, patience
+        self._delivery: Delivery | None = None
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Log metrics of one step in one request. Values that are not finite are left out."""
-        if self.run_id is None:
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_delivery": None}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _put(self, entry: Entry) -> None:
+        if self.uri is None or self.run_id is None:
             return
-        from mlflow.entities import Metric
+        if self._delivery is None:
+            self._delivery = Delivery(self.uri, self.run_id)
+        self._delivery.put(entry)
 
-        now = int(time.time() * 1000)
-        self._client().log_batch(self.run_id, [Metric(name, float(value), now, step) for name, value in metrics.items() if np.isfinite(value)])
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log metrics of one step. Values that are not finite are left out, and so is a metric's value at a step that is not after its last one."""
+        values = {_name(name): float(value) for name, value in metrics.items() if np.isfinite(value)}
+        if values:
+            self._put(Metrics(step, _now(), values))
 
-    def log_pictures(self, step: int, pictures: dict[str, NDArray[np.uint8]]) -> None:
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Log parameters; one that the run has keeps its value."""
+        self._put(Parameters({_name(name): str(value)[:500] for name, value in parameters.items()}))
+
+    def log_pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         """Store RGB pictures as artifacts ``pictures/step_N/name.png``."""
-        if self.run_id is None:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            for name, picture in pictures.items():
-                cv2.imwrite(str(Path(folder) / f"{name}.png"), np.ascontiguousarray(picture[..., ::-1]))
-            self._client().log_artifacts(self.run_id, folder, f"pictures/step_{step:07d}")
+        for name, picture in pictures.items():
+            if self.run_id is not None:
+                done, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+                assert done
+                self.log_bytes(f"pictures/step_{step:07d}/{name}.png", data.tobytes())
+
+    def log_bytes(self, path: str, data: bytes) -> None:
+        """Store a file of this content as the artifact `path`."""
+        self._put(Artifact(path, data))
 
     def log_file(self, path: Path) -> None:
         """Store a file as an artifact."""
         if self.run_id is not None:
-            self._client().log_artifact(self.run_id, str(path))
+            self.log_bytes(path.name, path.read_bytes())
+
+    def log_report(self, report: Mapping[str, Any], step: int = 0) -> None:
+        """Store a job's report as the artifact report.json, and its numbers as metrics of `step` by dotted names."""
+        self.log(step, numbers(report))
+        self.log_bytes("report.json", json.dumps(report, indent=2, default=str).encode())
+
+    def end(self, status: str) -> None:
+        """Close the run as FINISHED or FAILED."""
+        self._put(Ending(status, _now()))
+        self.close()
+
+    def close(self) -> None:
+        """Wait for what is on its way; what has not arrived in time is kept in the run's folder, with a warning that says what to do with it."""
+        delivery, self._delivery = self._delivery, None
+        left = delivery.close(self.patience) if delivery else []
+        if not left:
+            return
+        assert self.uri is not None and self.run_id is not None
+        where = "it is lost, as the run has no folder"
+        if self.folder is not None:
+            try:
+                keep(self.folder, self.uri, self.run_id, left)
+                where = f"to deliver it later: python -m uniovseg.runtime.delivery {self.folder.uri}"
+            except StorageError as error:
+                where = f"it is lost: {error}"
+        logger.warning("the tracking server does not answer: %d entries of run %s have not arrived; %s", len(left), self.run_id, where)
 
     def describe(self) -> str:
         """One line for a person: where the run can be seen. It shows no credentials of the URI."""
-        if self.uri is None:
-            return "off (no tracking URI)"
-        place = urlsplit(self.uri).netloc
-        return f"{self.run_id} in {self.uri.replace(place, place.rpartition('@')[2], 1)}"
+        return "off (no tracking URI)" if self.uri is None else f"{self.run_id} in {without_credentials(self.uri)}"
 
 
-def code_version() -> dict[str, str]:
-    """The git commit of the working directory and whether it has changes; empty outside a repository."""
+def _now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
+def _name(name: str) -> str:
+    """A name that MLflow takes: it refuses all but letters, digits and a few signs."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
+
+
+def numbers(report: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a report by dotted keys, without those in lists and in tables (`MOST_NUMBERS`, `PER_CLASS`)."""
+    found: dict[str, float] = {}
+    for key, value in report.items():
+        if isinstance(value, Mapping) and key != PER_CLASS:
+            inner = numbers(value)
+            found |= {f"{key}.{name}": number for name, number in inner.items()} if len(inner) <= MOST_NUMBERS else {}
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[str(key)] = float(value)
+    return found
+
+
+_OPEN: ContextVar[Run | None] = ContextVar("_OPEN", default=None)
+
+
+def open_run() -> Run:
+    """The run that this process has open, the innermost of `tracked_run`; one that is off where there is none."""
+    return _OPEN.get() or Run(None, None)
+
+
+@contextmanager
+def tracked_run(
+    tracking: TrackingConfig,
+    name: str,
+    config: Config,
+    tags: dict[str, Any] | None = None,
+    *,
+    parent: str | None = None,
+    folder: Location | None = None,
+    resume: bool = False,
+) -> Iterator[Run]:
+    """Open a run with the configuration as parameters, give it to the body, and close it as FINISHED or FAILED.
+
+    Args:
+        tracking: where.
+        name: the run's name, for people.
+        config: what its parameters are.
+        tags: further tags.
+        parent: id of the run it belongs to; None: ``tracking.parent``, else the run that this process has open, if it has one.
+        folder: the job's output, where what the server did not take is kept.
+        resume: go on with the run that `folder` had before, if there is one: a job that is submitted again is one run.
+
+    Raises:
+        StorageError: the tracking server does not answer.
+        ConfigError: the tracking URI cannot be used.
+    """
+    uri = tracking.resolve()
+    if uri is None:
+        yield Run(None, None)
+        return
+    outer = open_run()
+    parent = parent or tracking.parent or (outer.run_id if outer.uri == uri else None)
+    facts = provenance.environment() | (tags or {}) | ({PARENT: parent} if parent else {})
+    stored = _open(uri, tracking, name, facts, folder if resume else None)
+    run = Run(uri, stored.info.run_id, folder, tracking.patience)
+    run.log_parameters(flatten(config))
+    run.log_bytes("config.yaml", to_yaml(config).encode())
+    token, status = _OPEN.set(run), "FAILED"
     try:
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
-    except (OSError, subprocess.SubprocessError):
-        return {}
+        with SystemMetrics(run.log, stored.info.start_time / 1000):
+            yield run
+        status = "FINISHED"
+    finally:
+        _OPEN.reset(token)
+        run.end(status)
 
 
-def _experiment_id(client: "MlflowClient", name: str) -> str:
-    """Id of the experiment, made if needed. (MLflow's own set_experiment would set the tracking URI of the whole process, by its environment.)"""
+JobT = TypeVar("JobT", bound=Config)
+
+
+def tracked(kind: str) -> Callable[[Callable[[JobT], dict[str, Any]]], Callable[[JobT], dict[str, Any]]]:
+    """Make a job a tracked run: `kind` says which job it is; the configuration has ``tracking`` and ``output``.
+
+    The run is named like the output folder. It holds the configuration, the data sets, the report, and whatever the job logs to `open_run`.
+    """
+
+    def decorate(job: Callable[[JobT], dict[str, Any]]) -> Callable[[JobT], dict[str, Any]]:
+        @functools.wraps(job)
+        def run_job(config: JobT) -> dict[str, Any]:
+            output = Location.of(getattr(config, "output"))  # noqa: B009
+            with tracked_run(getattr(config, "tracking"), output.name, config, {"job": kind}, folder=output) as run:  # noqa: B009
+                log_datasets(run, config)
+                report = job(config)
+                run.log_report(report)
+                return report
+
+        return run_job
+
+    return decorate
+
+
+def log_datasets(run: Run, config: Config) -> None:
+    """Log the shard sets that a configuration names, by the hash of their manifests, as MLflow's data sets and as tags."""
+    if run.uri is None or run.run_id is None:
+        return
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
+
+    found = provenance.datasets(config)
+    inputs = [
+        DatasetInput(
+            Dataset(Location(item.uri).name, item.digest, "uniovseg shard set", json.dumps({"uri": item.uri})),
+            [InputTag("mlflow.data.context", item.key)],
+        )
+        for item in found
+    ]
+    client = connect(run.uri)
+    try:
+        if inputs:
+            client.log_inputs(run.run_id, inputs)
+        for item in found:
+            client.set_tag(run.run_id, f"manifest.{item.key}", item.digest)
+    except MlflowException as error:
+        logger.warning("the data sets of run %s are not logged: %s", run.run_id, " ".join(str(error).split())[:300])
+
+
+def _open(uri: str, tracking: TrackingConfig, name: str, tags: dict[str, Any], folder: Location | None) -> "StoredRun":
+    """A new run, or the one that `folder` had before."""
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(STARTS):
+        try:
+            with _initialised(uri):
+                client = connect(uri)
+                experiment = _experiment_id(client, tracking.experiment, uri)
+            run = _earlier(client, experiment, folder) if folder else None
+            if run is None:
+                run = client.create_run(experiment, run_name=name, tags=tags)
+            else:
+                client.update_run(run.info.run_id, status="RUNNING")
+            if folder:
+                storage.write_bytes(folder / IDENTITY, json.dumps({"run_id": run.info.run_id}).encode())
+            return run
+        except MlflowException as error:
+            if attempt == STARTS - 1 or error.get_http_status_code() in (400, 401, 403):
+                raise StorageError(
+                    "the tracking server does not open a run", seen=f"{without_credentials(uri)}: {' '.join(str(error).split())[:300]}",
+                    fix="does it run, and may these credentials write there? Without tracking.uri and MLFLOW_TRACKING_URI nothing is tracked",
+                ) from error  # fmt: skip
+            storage.pause(attempt + 3)
+    raise AssertionError
+
+
+@contextmanager
+def _initialised(uri: str) -> Iterator[None]:
+    """For an SQLite store: its folder is there, and no other process of this machine is in such a block at the same time."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    file = Path(uri.removeprefix(SQLITE))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
+    """Id of the experiment, made if needed; artifacts of an SQLite store lie beside it.
+
+    (MLflow's own set_experiment would set the tracking URI of the whole process, by its environment.)
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
+        artifacts = f"{Path(uri.removeprefix(SQLITE)).with_suffix('')}_artifacts" if uri.startswith(SQLITE) else None
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, artifact_location=artifacts))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another job has made it in between
             if found is None:
@@ -120,29 +352,16 @@ def _experiment_id(client: "MlflowClient", name: str) -> str:
     return str(found.experiment_id)
 
 
-@contextmanager
-def tracked_run(tracking: TrackingConfig, name: str, config: Config, tags: dict[str, Any] | None = None) -> Iterator[Run]:
-    """Open a run with the configuration as parameters, give it to the body, and close it as FINISHED or FAILED."""
-    uri = tracking.resolve()
-    if uri is None:
-        yield Run(None, None)
-        return
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow.entities import Param
+def _earlier(client: "MlflowClient", experiment: str, folder: Location) -> "StoredRun | None":
+    """The run that a folder had before, if the experiment still has it."""
+    from mlflow.exceptions import MlflowException
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    if uri.startswith(SQLITE):
-        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-    run = Run(uri, None)
-    client = run._client()
-    run.run_id = client.create_run(_experiment_id(client, tracking.experiment), run_name=name, tags=code_version() | (tags or {})).info.run_id
-    parameters = [Param(key, str(value)[:500]) for key, value in flatten(config).items()]
-    for begin in range(0, len(parameters), 100):
-        client.log_batch(run.run_id, params=parameters[begin : begin + 100])
-    client.log_text(run.run_id, to_yaml(config), "config.yaml")
-    status = "FAILED"
     try:
-        yield run
-        status = "FINISHED"
-    finally:
-        client.set_terminated(run.run_id, status)
+        run = client.get_run(json.loads(storage.read_bytes(folder / IDENTITY))["run_id"])
+    except (MissingFileError, ValueError, KeyError):
+        return None
+    except MlflowException as error:
+        if error.get_http_status_code() == 404:
+            return None
+        raise
+    return run if run.info.experiment_id == experiment and run.info.lifecycle_stage == "active" else None

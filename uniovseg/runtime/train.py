@@ -35,7 +35,7 @@ from uniovseg.runtime import doctor
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
 from uniovseg.runtime.metrics import show_training
 from uniovseg.runtime.session import quiet_ray_data, ray_session
-from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
+from uniovseg.runtime.tracking import Run, TrackingConfig, log_datasets, tracked_run
 from uniovseg.storage import Location
 from uniovseg.training import TrainConfig, initial_method, local_batches, make_match, make_validation, sample_maker, train
 
@@ -65,6 +65,8 @@ class RayRecorder:
         if storage.exists(output / "metrics.jsonl"):
             old = storage.read_bytes(output / "metrics.jsonl").decode().splitlines()
             self.lines = [line for line in old if json.loads(line)["step"] <= start]
+        for line in map(json.loads, self.lines):
+            run.log(line.pop("step"), line)  # what an earlier attempt could not deliver; what MLflow has is left out
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Add a line to metrics.jsonl, show it on Ray's metrics endpoint and log to MLflow."""
@@ -127,14 +129,15 @@ def _train(settings: dict[str, Any]) -> None:
         return ray_batches(rows, maker, start, config.steps)
 
     latest = ray.train.get_checkpoint()
-    run, output = Run(settings["uri"], settings["run_id"]), Location.of(config.output)
+    output = Location.of(config.output)
     match, validate_fn = make_match(config, method), make_validation(config) if rank == 0 else None
-    if latest is None:
-        train(config, method, batches, RayRecorder(run, output, 0), match=match, validate=validate_fn, rank=rank, world_size=world_size)
-        return
-    with latest.as_directory() as folder:
-        recorder = RayRecorder(run, output, checkpoint.read_info(Path(folder)).step)
-        train(config, method, batches, recorder, match=match, validate=validate_fn, resume=Path(folder), rank=rank, world_size=world_size)
+    with Run(settings["uri"], settings["run_id"] if rank == 0 else None, output, config.tracking.patience) as run:
+        if latest is None:
+            train(config, method, batches, RayRecorder(run, output, 0), match=match, validate=validate_fn, rank=rank, world_size=world_size)
+            return
+        with latest.as_directory() as folder:
+            recorder = RayRecorder(run, output, checkpoint.read_info(Path(folder)).step)
+            train(config, method, batches, recorder, match=match, validate=validate_fn, resume=Path(folder), rank=rank, world_size=world_size)
 
 
 def with_absolute_paths(config: TrainJobConfig) -> TrainJobConfig:
@@ -192,7 +195,9 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
     shards = ShardSet(config.data.train)
     filesystem, path = output.filesystem()
     parent, _, name = path.rpartition("/")
-    with tracked_run(config.tracking, name, config) as run, ray_session(doctor.slots(config)):
+    tracked = tracked_run(config.tracking, name, config, {"job": "train"}, folder=output, resume=True)
+    with tracked as run, ray_session(doctor.slots(config)):
+        log_datasets(run, config)
         doctor.require(doctor.cluster_checks(config, doctor.cluster_nodes(output)))
         trainer = TorchTrainer(
             train_worker,
@@ -236,4 +241,6 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
             "checkpoint": f"{config.output}/model",
             "mlflow": run.describe(),
         }
-        return report | {"metrics": info.metrics}
+        report |= {"metrics": info.metrics}
+        run.log_report(report, info.step)
+        return report
