@@ -101,14 +101,20 @@ class MaskClassificationScore:
 
 
 @torch.no_grad()
-def mask_probs(clip: Clip, classifier: TextClassifier, image: NDArray[np.uint8], masks: RunLengthMasks, size: int) -> tuple[Tensor, int]:
-    """Class probabilities [n, C] of masks of an RGB image seen at one canvas size, and how many masks vanish on its feature grid."""
+def region_embeddings(clip: Clip, image: NDArray[np.uint8], masks: RunLengthMasks, size: int) -> tuple[Tensor, int]:
+    """Embeddings [n, D] of masks of an RGB image seen at one canvas size, and how many masks vanish on its feature grid."""
     view = fit_view(size, image.shape[0], image.shape[1])
     device = clip.mean.device
     dense = clip.features(torch.from_numpy(render(image, view)).to(device)[None]).res5[0]
     coverage = cell_coverage(masks, view, (dense.shape[1], dense.shape[2]))
-    regions = clip.embed_regions(dense, covered_cells(coverage, masks, view).to(device))
-    return classifier.scores(regions).cpu(), int(vanishes(coverage).sum())
+    return clip.embed_regions(dense, covered_cells(coverage, masks, view).to(device)), int(vanishes(coverage).sum())
+
+
+@torch.no_grad()
+def mask_probs(clip: Clip, classifier: TextClassifier, image: NDArray[np.uint8], masks: RunLengthMasks, size: int) -> tuple[Tensor, int]:
+    """Class probabilities [n, C] of masks of an RGB image seen at one canvas size, and how many masks vanish on its feature grid."""
+    regions, vanished = region_embeddings(clip, image, masks, size)
+    return classifier.scores(regions).cpu(), vanished
 
 
 def classify_image(clip: Clip, classifier: TextClassifier, sample: PanopticSample, sizes: tuple[int, ...]) -> MaskClassificationScore:
