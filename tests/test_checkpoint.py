@@ -105,17 +105,18 @@ def test_the_optimizer_goes_on_exactly(tmp_path: Path) -> None:
     second = network()
     checkpoint.load_weights(second, checkpoint.read_weights(tmp_path), set(second.state_dict()))
     resumed = torch.optim.AdamW(second.parameters(), lr=0.1)
-    checkpoint.restore_optimizer(resumed, names_of(second), checkpoint.read_weights(tmp_path, checkpoint.OPTIMIZER))
+    checkpoint.restore_optimizer(resumed, names_of(second), tmp_path)
     take_steps(second, resumed, 2)
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in second.state_dict().items())
 
 
-def test_an_optimizer_of_another_model_is_refused() -> None:
+def test_an_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
     module = network()
     flat = checkpoint.optimizer_tensors(stepped(module, 1), names_of(module))
     assert {key.partition("/")[0] for key in flat} == {"step", "exp_avg", "exp_avg_sq"}
+    checkpoint.save(tmp_path, INFO, {}, {"exp_avg/other": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="does not fit the model; seen: other"):
-        checkpoint.restore_optimizer(torch.optim.AdamW(module.parameters()), names_of(module), {"exp_avg/other": torch.zeros(1)})
+        checkpoint.restore_optimizer(torch.optim.AdamW(module.parameters()), names_of(module), tmp_path)
 
 
 def test_opened_gives_a_local_folder_as_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 ``model.safetensors`` holds a method's own weights, ``optimizer.safetensors`` what the optimizer remembers of them, and ``checkpoint.json``, written
 last, says what they are: the configuration of the method, the step, metrics. A folder without ``checkpoint.json`` is not a checkpoint.
+
+A sharded run (parallel=fsdp) writes what its optimizer remembers with torch.distributed.checkpoint instead: ``.metadata`` and, of each process, a
+``*.distcp`` file. Any number of processes reads them again, each what it needs. The weights are whole in either case.
 """
 
 import json
@@ -20,11 +23,15 @@ from torch import Tensor, nn
 from uniovseg import storage
 from uniovseg.config import Config
 from uniovseg.errors import CheckpointError
+from uniovseg.parallel import like_parameter, load_shards, shard_names
 
 SHIPPED = {"shapes": "weights/shapes"}
 """Checkpoints that are package data, by name."""
 
 MANIFEST, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
+
+SHARDED = ".metadata"
+"""What torch.distributed.checkpoint writes last, beside the processes' ``*.distcp``."""
 
 
 class CheckpointInfo(Config):
@@ -35,6 +42,7 @@ class CheckpointInfo(Config):
     method: dict[str, Any] = Field(..., description="the method's configuration, with its name")
     config: dict[str, Any] = Field({}, description="the run's whole configuration; empty for an imported checkpoint")
     metrics: dict[str, float] = Field({}, description="validation metrics at this step")
+    workers: int = Field(1, ge=1, description="processes that trained together when it was written")
     source: str = Field("training", description="where the weights come from")
 
 
@@ -43,7 +51,7 @@ def save(folder: Path, info: CheckpointInfo, state: dict[str, Tensor], optimizer
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / MODEL)
     if optimizer is not None:
-        save_file(optimizer, folder / OPTIMIZER)
+        save_file({name: value.cpu().contiguous() for name, value in optimizer.items()}, folder / OPTIMIZER)
     (folder / MANIFEST).write_text(info.model_dump_json(indent=2))
 
 
@@ -102,16 +110,34 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter
     flat: dict[str, Tensor] = {}
     for parameter, memory in optimizer.state.items():
         for kind, value in memory.items():
-            flat[f"{kind}/{names[cast(nn.Parameter, parameter)]}"] = torch.as_tensor(value).detach().cpu().clone()
+            flat[f"{kind}/{names[cast(nn.Parameter, parameter)]}"] = torch.as_tensor(value).detach()
     return flat
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], flat: dict[str, Tensor]) -> None:
-    """Give the optimizer back what `optimizer_tensors` took. Raises CheckpointError when a parameter is unknown."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], folder: Path) -> None:
+    """Give the optimizer back what a checkpoint holds of `optimizer_tensors`, in whichever form it was written, sharded as the parameters are.
+
+    Raises:
+        CheckpointError: a parameter is unknown.
+    """
     parameters = {name: parameter for parameter, name in names.items()}
-    for key, value in flat.items():
-        kind, _, name = key.partition("/")
+
+    def parameter_of(key: str) -> nn.Parameter:
+        name = key.partition("/")[2]
         if name not in parameters:
             raise CheckpointError("the optimizer's state does not fit the model", seen=name)
-        parameter = parameters[name]
-        optimizer.state[parameter][kind] = value.clone() if kind == "step" else value.to(parameter.device, parameter.dtype)
+        return parameters[name]
+
+    if (folder / SHARDED).exists():
+        flat = {
+            key: torch.zeros(()) if key.startswith("step/") else torch.zeros_like(parameter_of(key), requires_grad=False)
+            for key in shard_names(folder)
+        }
+        load_shards(folder, flat)
+    else:
+        flat = {
+            key: value if key.startswith("step/") else like_parameter(value, parameter_of(key))
+            for key, value in read_weights(folder, OPTIMIZER).items()
+        }
+    for key, value in flat.items():
+        optimizer.state[parameter_of(key)][key.partition("/")[0]] = value

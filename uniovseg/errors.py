@@ -48,5 +48,9 @@ class TrainingError(UniOVSegError):
     """A training run that must stop: a loss that is not finite, an impossible plan."""
 
 
+class TrainingStopped(TrainingError):
+    """A training run that was asked to stop, and has kept a checkpoint to go on from."""
+
+
 class EndpointError(UniOVSegError):
     """A language model's endpoint that does not answer, or refuses whatever it is asked."""

@@ -3,17 +3,22 @@
 ``python -m uniovseg.training --config jobs/configs/stage1_shapes.yaml`` runs it without Ray, in one process, on one GPU or the CPU.
 `uniovseg.runtime.train` calls the same `train` with Ray's batches and report. A run is steps, not epochs: step s of a run always sees the same
 samples with the same random draws (`uniovseg.data.plan`), so a resume needs nothing but the step, and the number of workers may change.
+What several processes share, replicated or sharded, is `uniovseg.parallel`'s business.
 """
 
 import argparse
-import contextlib
+import copy
 import json
 import math
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -30,13 +35,15 @@ from uniovseg.data.plan import Plan
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
-from uniovseg.errors import CheckpointError, ConfigError, TrainingError, UniOVSegError
+from uniovseg.errors import CheckpointError, ConfigError, TrainingError, TrainingStopped, UniOVSegError
 from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.catalog import MethodConfig, build_method
 from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.online_matching import OnlineMatcher, OnlineMatchingConfig
+from uniovseg.parallel import Parallel, accumulating, distribute, save_shards, sum_over_ranks, whole, whole_state
 from uniovseg.pictures import Picture, draw_masks, save_picture, tile
+from uniovseg.plain import plain_bytes
 from uniovseg.records import Batch, MaskBatch, PairBatch, StepOutput
 
 
@@ -77,6 +84,9 @@ class TrainConfig(Config):
     batch_size: int = Field(56, ge=1, description="samples an optimizer step, over all workers")
     accumulate: int = Field(1, ge=1, description="micro-batches that a worker's share of a batch is cut into")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast outside the parts that ask for fp32")
+    parallel: Parallel = Field(
+        "ddp", description="several workers: ddp, each holds everything; fsdp, each holds a slice of weights and optimizer state, for large trunks"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     threads: int = Field(0, ge=0, description="CPU threads of torch, a worker; 0: torch's own choice")
     method: MethodConfig = Field(..., description="the method and its parts")
@@ -88,11 +98,14 @@ class TrainConfig(Config):
     validation: ValidationConfig = Field(ValidationConfig(), description="validation during the run")
     log_every: int = Field(20, ge=1, description="steps between logged metrics")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints; the last step makes one too")
-    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints are kept")
+    keep_checkpoints: int = Field(2, ge=1, description="how many checkpoints are kept")
+    keep_metric: str | None = Field(
+        None, description="which are kept. null: the newest; a validation metric, such as val_box_iou: those where it is largest, and the newest"
+    )
 
 
 class Recorder(Protocol):
-    """Where a run's results go. Rank 0 logs; every rank calls `checkpoint`, with a folder on rank 0 alone."""
+    """Where a run's results go. Rank 0 logs; every rank calls `checkpoint`; any rank may `keep` a file."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Metrics of one step."""
@@ -101,8 +114,22 @@ class Recorder(Protocol):
         """RGB pictures, by file name without ending."""
 
     def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
-        """Keep a checkpoint: `write` fills an empty folder with it (None on ranks other than 0)."""
+        """Keep a checkpoint: `write` fills an empty folder with this rank's part of it; None: this rank has none."""
 
+    def keep(self, name: str, data: bytes) -> str:
+        """Keep a file beside the checkpoints; returns where it is."""
+
+
+class Request(IntEnum):
+    """What is asked of a run between two steps; the largest of all ranks' requests holds."""
+
+    GO_ON = 0
+    CHECKPOINT = 1
+    STOP = 2
+
+
+Ask = Callable[[int], Request]
+"""Given the steps done, what is asked of the run. Every rank calls it after each step, and gets the same answer."""
 
 Match = Callable[[Any, int], Batch]
 """What comes before a method whose batches are matched in the run: given a batch of the feed and the step, the batch that the method trains on."""
@@ -127,7 +154,7 @@ def lr_factor(optim: OptimConfig, step: int, steps: int) -> float:
 
 
 class _Step(nn.Module):
-    """`training_step` as a module's forward, which is where DistributedDataParallel hooks in."""
+    """`training_step` as a module's forward, which is where DDP and FSDP hook in."""
 
     def __init__(self, method: TrainableMethod[Any]) -> None:
         super().__init__()
@@ -150,10 +177,12 @@ class _Meter:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
 
-    def means(self) -> dict[str, float]:
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
+    def means(self, world_size: int) -> dict[str, float]:
+        """Over all ranks, each of which must call this; then the sums start anew."""
+        names = sorted(self.sums)
+        sums = sum_over_ranks(torch.stack([self.sums[name].float() for name in names])).tolist()
+        count, self.sums, self.count = self.count * world_size, {}, 0
+        return {name: value / count for name, value in zip(names, sums, strict=True)}
 
 
 def train(
@@ -164,11 +193,12 @@ def train(
     *,
     match: Match | None = None,
     validate: Validate | None = None,
+    ask: Ask | None = None,
     resume: Path | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, float]:
-    """Train `method` for ``config.steps`` steps.
+    """Train `method` for ``config.steps`` steps. The gradient of a step is that of its whole batch, however many ranks share it.
 
     Args:
         config: the run.
@@ -177,6 +207,7 @@ def train(
         recorder: where metrics, pictures and checkpoints go.
         match: turns each of `batches`, on the device, into one of the method's; None: they are that already.
         validate: run on rank 0 every ``config.validation.every`` steps and at the end; returns metrics and pictures.
+        ask: asked after each step but the last; None: nobody stops the run.
         resume: a checkpoint folder to go on from.
         rank, world_size: this process among those that torch.distributed joins.
 
@@ -184,7 +215,9 @@ def train(
         The last validation's metrics (empty without one).
 
     Raises:
-        TrainingError: a loss or gradient that is not finite; raised before the optimizer has taken the step.
+        TrainingError: a loss or gradient that is not finite, raised on every rank before the optimizer has taken the step, with the batch kept; or
+            the device's memory does not hold a step.
+        TrainingStopped: `ask` said so, and a checkpoint is kept.
         CheckpointError: `resume` does not fit the run.
     """
     if config.threads:
@@ -192,14 +225,18 @@ def train(
     device = pick_device(config.device)
     method = method.to(device)
     method.train()
+    sharded = config.parallel == "fsdp" and world_size > 1
+    twin = copy.deepcopy(method) if sharded and validate and rank == 0 else method  # rank 0 validates alone, on whole weights
+    step_module: nn.Module = _Step(method)
+    start = restore_weights(config, method, resume) if resume else 0
+    if world_size > 1:
+        step_module = distribute(step_module, config.parallel, device)
     names = {parameter: name for name, parameter in method.named_parameters()}
     groups = method.param_groups(config.optim)
     optimizer = torch.optim.AdamW([dict(group) for group in groups], lr=config.optim.lr, foreach=True)
     trainable = [parameter for group in groups for parameter in group["params"]]
-    start = restore(config, method, optimizer, names, resume) if resume else 0
-    step_module: nn.Module = _Step(method)
-    if world_size > 1:
-        step_module = nn.parallel.DistributedDataParallel(step_module, device_ids=[device] if device.type == "cuda" else None)
+    if resume:
+        checkpoint.restore_optimizer(optimizer, names, resume)
 
     meter, metrics = _Meter(), dict[str, float]()
     feed = batches(start)
@@ -210,49 +247,91 @@ def train(
         for group, settings in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] = settings["lr"] * factor
 
+        loss, seen = torch.zeros((), device=device), list[Batch]()
         for micro in range(config.accumulate):
             asked = time.perf_counter()
             batch = next(feed).to(device)
             waited += time.perf_counter() - asked
             if match:
                 batch = match(batch, step)
-            last = micro == config.accumulate - 1
-            no_sync = step_module.no_sync() if world_size > 1 and not last else contextlib.nullcontext()  # type: ignore[operator]
-            with no_sync, torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            seen.append(batch)
+            with (
+                memory_error_explained(config, step, batch),
+                accumulating(step_module, last=micro == config.accumulate - 1),
+                torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
+            ):
                 output = step_module(batch)
                 (output["loss"] / config.accumulate).backward()
+            loss += output["loss"].detach()
             meter.add(output)
 
-        norm = nn.utils.clip_grad_norm_(trainable, config.optim.clip_grad_norm)
-        if not torch.isfinite(norm + output["loss"].detach()):
+        norm = whole(nn.utils.clip_grad_norm_(trainable, config.optim.clip_grad_norm))
+        if not torch.isfinite(norm + sum_over_ranks(loss)):
+            place = recorder.keep(f"not_finite/step_{step:07d}_rank_{rank}.pt", kept_step(step, rank, float(loss), float(norm), seen))
             raise TrainingError(
-                f"the gradient is not finite at step {step}",
-                seen=f"loss {float(output['loss'].detach())}, gradient norm {float(norm)}, samples {', '.join(batch.keys[:8])}",
-                fix="the weights are unchanged; lower optim.lr, or look at these samples",
+                f"the loss or its gradient is not finite at step {step}",
+                seen=f"loss {float(loss)}, gradient norm {float(norm)}, rank {rank}, samples {', '.join(key for each in seen for key in each.keys)}",
+                fix=f"the weights are unchanged; lower optim.lr, or look at the batch: torch.load({place!r}, weights_only=True)",
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(step)
         done = step + 1
+        last = done == config.steps
+        request = ask(done) if ask and not last else Request.GO_ON
 
-        if rank == 0 and (done % config.log_every == 0 or done == config.steps):
+        if done % config.log_every == 0 or last or request is Request.STOP:
             seconds = time.perf_counter() - since
             images = meter.count // config.accumulate * config.batch_size
-            line = meter.means() | {"lr": config.optim.lr * factor, "grad_norm": float(norm)}
-            recorder.log(done, line | {"images_per_second": images / seconds, "data_wait_share": waited / seconds})
+            line = meter.means(world_size) | {"lr": config.optim.lr * factor, "grad_norm": float(norm), "workers": float(world_size)}
+            if rank == 0:
+                recorder.log(done, line | {"images_per_second": images / seconds, "data_wait_share": waited / seconds})
             since, waited = time.perf_counter(), 0.0
-        if validate and rank == 0 and (done % config.validation.every == 0 or done == config.steps):
-            method.eval()
-            metrics, pictures = validate(method)
-            method.train()
+        if config.validation.shards is not None and sharded and (done % config.validation.every == 0 or last):
+            state = whole_state(method.state(), keep=rank == 0)
+            if validate and rank == 0:
+                twin.load_state_dict(state, strict=False)
+        if validate and rank == 0 and (done % config.validation.every == 0 or last):
+            twin.eval()
+            metrics, pictures = validate(twin)
+            twin.train()
             recorder.log(done, metrics)
             recorder.pictures(done, pictures)
             since = time.perf_counter()
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            write = checkpoint_writer(config, method, optimizer, names, done, metrics) if rank == 0 else None
-            recorder.checkpoint(done, write, metrics)
+        if done % config.checkpoint_every == 0 or last or request is not Request.GO_ON:
+            info = checkpoint_info(config, done, metrics, world_size)
+            recorder.checkpoint(done, checkpoint_writer(config, method, optimizer, names, info, rank), metrics)
             since = time.perf_counter()
+        if request is Request.STOP:
+            raise TrainingStopped(
+                f"the training was stopped after step {done} of {config.steps}", fix="start it again as it was, and it goes on there"
+            )
     return metrics
+
+
+@contextmanager
+def memory_error_explained(config: TrainConfig, step: int, batch: Batch) -> Iterator[None]:
+    """Raise a TrainingError that says what to do where the block exhausts the device's memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device's memory does not hold step {step}",
+            seen=f"{len(batch.keys)} samples a micro-batch, precision {config.precision}; {' '.join(str(error).split())[:300]}",
+            fix="raise accumulate, add workers, use precision=bf16 or parallel=fsdp, or lower the size of the view or data.sample.max_masks",
+        ) from error
+
+
+def kept_step(step: int, rank: int, loss: float, norm: float, batches: Sequence[Batch]) -> bytes:
+    """A step as a .pt file for ``torch.load(..., weights_only=True)``: numbers, the samples' keys, and the micro-batches that were trained on."""
+    keys = [list(batch.keys) for batch in batches]
+    return plain_bytes({"step": step, "rank": rank, "loss": loss, "gradient_norm": norm, "keys": keys, "batches": list(batches)})
+
+
+def checkpoint_info(config: TrainConfig, step: int, metrics: dict[str, float], world_size: int) -> CheckpointInfo:
+    """What a run's checkpoint after `step` steps says of itself."""
+    dumped = config.model_dump(mode="json")
+    return CheckpointInfo(step=step, method=dumped["method"], config=dumped, metrics=metrics, workers=world_size)
 
 
 def checkpoint_writer(
@@ -260,21 +339,37 @@ def checkpoint_writer(
     method: TrainableMethod[Any],
     optimizer: torch.optim.Optimizer,
     names: dict[nn.Parameter, str],
-    step: int,
-    metrics: dict[str, float],
-) -> Callable[[Path], None]:
-    """A function that writes the run's state after `step` steps into a folder."""
-    dumped = config.model_dump(mode="json")
-    info = CheckpointInfo(step=step, method=dumped["method"], config=dumped, metrics=metrics)
+    info: CheckpointInfo,
+    rank: int,
+) -> Callable[[Path], None] | None:
+    """A function that writes this rank's part of the run's state into a folder; None where rank 0 writes it all. Every rank must call this."""
+    state = whole_state(method.state(), keep=rank == 0)
+    moments = checkpoint.optimizer_tensors(optimizer, names)
+    if config.parallel == "ddp":
+        return (lambda folder: checkpoint.save(folder, info, state, moments)) if rank == 0 else None
 
     def write(folder: Path) -> None:
-        checkpoint.save(folder, info, method.state(), checkpoint.optimizer_tensors(optimizer, names))
+        save_shards(folder, moments)
+        if rank == 0:
+            checkpoint.save(folder, info, state)
 
     return write
 
 
 RESUMABLE: frozenset[str] = frozenset(
-    {"output", "device", "threads", "accumulate", "precision", "log_every", "checkpoint_every", "keep_checkpoints", "validation"}
+    {
+        "output",
+        "device",
+        "threads",
+        "accumulate",
+        "precision",
+        "parallel",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_metric",
+        "validation",
+    }
 )
 """Keys of `TrainConfig` that a resumed run may change: they do not change what is learned from which sample."""
 
@@ -294,8 +389,8 @@ def refuse_other_run(config: TrainConfig, info: CheckpointInfo) -> None:
         )
 
 
-def restore(config: TrainConfig, method: TrainableMethod[Any], optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], folder: Path) -> int:
-    """Load a checkpoint into the method and its optimizer; returns the step to go on with.
+def restore_weights(config: TrainConfig, method: TrainableMethod[Any], folder: Path) -> int:
+    """Load a checkpoint's weights into the method; returns the step to go on with.
 
     Raises:
         CheckpointError: the checkpoint is of a run whose configuration differs in more than `RESUMABLE` keys.
@@ -303,7 +398,6 @@ def restore(config: TrainConfig, method: TrainableMethod[Any], optimizer: torch.
     info = checkpoint.read_info(folder)
     refuse_other_run(config, info)
     checkpoint.load_weights(method, checkpoint.read_weights(folder), set(method.state()))
-    checkpoint.restore_optimizer(optimizer, names, checkpoint.read_weights(folder, checkpoint.OPTIMIZER))
     return info.step
 
 
@@ -333,15 +427,16 @@ def make_validation(config: TrainConfig) -> Validate | None:
 
 
 class FolderRecorder:
-    """Keeps a run's results in a folder of this machine: metrics.jsonl, pictures/, step_N/ checkpoints (the newest `keep`).
+    """Keeps a run's results in a folder of this machine: metrics.jsonl, pictures/, step_N/ checkpoints.
 
     Args:
         folder: the run's folder.
-        keep: checkpoints kept.
+        most: checkpoints kept.
+        metric: which: None, the newest; else those where this validation metric is largest, and the newest.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, most: int, metric: str | None = None) -> None:
+        self.folder, self.most, self.metric = folder, most, metric
 
     def rewind(self, step: int) -> None:
         """Drop the metrics of later steps than `step`, which a run that was killed left behind."""
@@ -361,11 +456,24 @@ class FolderRecorder:
             save_picture(str(self.folder / "pictures" / f"{name}_{step:07d}.png"), picture)
 
     def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
-        """Write a checkpoint, then remove the oldest ones."""
+        """Write a checkpoint, then remove the oldest ones, or those of the lowest metric."""
         if write is not None:
             write(self.folder / f"step_{step:07d}")
-            for old in checkpoints(self.folder)[: -self.keep]:
+            found = checkpoints(self.folder)
+            ranked = sorted(found, key=self._metric) if self.metric else found
+            for old in set(ranked[: -self.most]) - {found[-1]}:
                 shutil.rmtree(old)
+
+    def _metric(self, folder: Path) -> float:
+        assert self.metric is not None
+        return checkpoint.read_info(folder).metrics.get(self.metric, -math.inf)
+
+    def keep(self, name: str, data: bytes) -> str:
+        """Write a file into the run's folder."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return str(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -417,8 +525,12 @@ def local_batches(config: TrainConfig, maker: SampleMaker[Any, Batch], start: in
     return planned_batches(shards, slices, maker, threads=config.data.threads, window_groups=config.data.window_groups)
 
 
-def run(config: TrainConfig) -> dict[str, float]:
-    """Train in this process, without Ray, going on from the newest checkpoint in ``config.output``; returns the last validation's metrics."""
+def run(config: TrainConfig, stopped: threading.Event | None = None) -> dict[str, float]:
+    """Train in this process, without Ray, going on from the newest checkpoint in ``config.output``; returns the last validation's metrics.
+
+    Raises:
+        TrainingStopped: `stopped` was set, and a checkpoint is kept.
+    """
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     method = initial_method(config)
@@ -427,30 +539,48 @@ def run(config: TrainConfig) -> dict[str, float]:
     def batches(start: int) -> Iterator[Batch]:
         return local_batches(config, maker, start, rank=0, world_size=1)
 
+    def ask(_: int) -> Request:
+        return Request.STOP if stopped is not None and stopped.is_set() else Request.GO_ON
+
     found = checkpoints(folder)
-    recorder = FolderRecorder(folder, config.keep_checkpoints)
+    recorder = FolderRecorder(folder, config.keep_checkpoints, config.keep_metric)
     if found:
         recorder.rewind(checkpoint.read_info(found[-1]).step)
     match, validate = make_match(config, method), make_validation(config)
-    return train(config, method, batches, recorder, match=match, validate=validate, resume=found[-1] if found else None)
+    return train(config, method, batches, recorder, match=match, validate=validate, ask=ask, resume=found[-1] if found else None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m uniovseg.training --config FILE [key=value ...]``; exit code 2 for a wrong configuration, 1 for another failure."""
+    """``python -m uniovseg.training --config FILE [key=value ...]``; exit code 2 for a wrong configuration, 1 for another failure.
+
+    SIGTERM ends it after a checkpoint of the step it is in, with exit code 143 as signals have.
+    """
     parser = argparse.ArgumentParser(prog="python -m uniovseg.training", description="Train without Ray, in one process.")
     parser.add_argument("--config", required=True, help="YAML file, as for jobs/train.py; its Ray and MLflow keys are left aside")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args(argv)
+    stopped = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
         config = load(TrainConfig, arguments.config, arguments.overrides, ignore=RAY_KEYS)
-        sys.stdout.write(json.dumps(run(config)) + "\n")
+        sys.stdout.write(json.dumps(run(config, stopped)) + "\n")
+    except TrainingStopped as error:
+        sys.stderr.write(f"{error}\n")
+        return 128 + signal.SIGTERM
     except UniOVSegError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
 
 
-RAY_KEYS = frozenset({"workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "tracking"})
+RAY_KEYS = frozenset(
+    {
+        "workers", "min_workers", "gpus_per_worker", "cpus_per_worker", "placement", "start_minutes", "max_failures", "failed_checkpoints",
+        "resume", "tracking",
+    }
+)  # fmt: skip
 """Keys of a training job's file that only a run on Ray reads."""
 
 

@@ -74,9 +74,18 @@ def test_ranks_and_micro_batches_cut_the_same_batches(world_size: int, parts: in
         assert {len(part) for rank in range(world_size) for part in slices[rank]} == {4 // (world_size * parts)}
 
 
-def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"seen: 4 over 3 workers x 1 micro-batches; allowed: a multiple of 3"):
-        next(plan_of().slices(0, 0, 3))
+@pytest.mark.parametrize(("world_size", "parts", "sizes"), [(3, 1, [2, 3, 3]), (3, 2, [1, 1, 2, 1, 1, 2]), (5, 1, [1, 2, 1, 2, 2])])
+def test_uneven_slices_make_up_the_batch_too(world_size: int, parts: int, sizes: list[int]) -> None:
+    plan = plan_of(batch_size=8)
+    slices = [part for rank in range(world_size) for part in islice(plan.slices(5, rank, world_size, parts), parts)]
+    assert [item for part in slices for item in part] == plan.batch(5)
+    assert [len(part) for part in slices] == sizes
+
+
+@pytest.mark.parametrize(("world_size", "parts"), [(5, 1), (2, 3), (1, 3)])
+def test_a_batch_that_cannot_be_shared_out_is_refused(world_size: int, parts: int) -> None:
+    with pytest.raises(ConfigError, match=rf"seen: 4 over {world_size} workers x {parts} micro-batches; allowed: a multiple of {parts} that"):
+        next(plan_of().slices(0, 0, world_size, parts))
 
 
 def test_a_set_without_rows_is_refused() -> None:

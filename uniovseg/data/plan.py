@@ -4,17 +4,19 @@ An epoch, given (seed, epoch), is a permutation of the row groups; windows of co
 and reads stay local. The epochs follow each other without a seam, and the stream is cut into global batches: rows that fill no batch open the next
 epoch's first one. Step s is always the same batch, so a resume needs nothing but the step.
 
-Rank r of n takes the r-th slice of each global batch. If any row of a window could stand at any place of a batch, each rank would read all of the
-window's groups, n times as much as there is. So a window is shuffled in *lanes*: its groups are laid end to end, the layout is cut into as many lanes as
-a batch has places, and lane j is shuffled over the places j of the window's batches. A batch is then one row from each lane, a sample stratified over the
-window's groups, and a rank, with its run of places, reads one run of groups: together the n ranks read little more than every group once. The batches
-do not depend on n.
+Rank r of n takes the r-th slice of each global batch; slices differ by a row where n does not divide it. If any row of a window could stand at any
+place of a batch, each rank would read all of the window's groups, n times as much as there is. So a window is shuffled in *lanes*: its groups are laid
+end to end, the layout is cut into as many lanes as a batch has places, and lane j is shuffled over the places j of the window's batches. A batch is then
+one row from each lane, a sample stratified over the window's groups, and a rank, with its run of places, reads one run of groups: together the n ranks
+read little more than every group once. The batches do not
+depend on n.
 """
 
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -73,22 +75,16 @@ class Plan:
         return items
 
     def slices(self, start: int, rank: int, world_size: int, parts: int = 1) -> Iterator[list[PlanItem]]:
-        """This rank's rows from step `start` on, for ever: `parts` equal micro-batches a step.
+        """This rank's rows from step `start` on, for ever: `parts` micro-batches a step, as even over the ranks as whole rows can be.
 
         Raises:
-            ConfigError: the global batch does not divide by ``world_size * parts``.
+            ConfigError: the global batch does not divide by `parts`, or has fewer rows than there are micro-batches.
         """
-        share, rest = divmod(self.batch_size, world_size * parts)
-        if rest:
-            raise ConfigError(
-                "batch_size does not divide evenly", seen=f"{self.batch_size} over {world_size} workers x {parts} micro-batches",
-                allowed=f"a multiple of {world_size * parts}",
-            )  # fmt: skip
-        step = start
+        step, bounds = start, share_bounds(self.batch_size, rank, world_size, parts)
         while True:
             batch = self.batch(step)
-            for part in range(rank * parts, (rank + 1) * parts):
-                yield batch[part * share : (part + 1) * share]
+            for begin, end in pairwise(bounds):
+                yield batch[begin:end]
             step += 1
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], list[int]]:
@@ -117,6 +113,20 @@ class Plan:
             stream[np.lexsort((rng.random(len(group)), place))] = layout  # lane by lane, each one's rows shuffled
             _remember(self._windows, key, (group[stream], row[stream]), 3)
         return self._windows[key]
+
+
+def share_bounds(batch_size: int, rank: int, world_size: int, parts: int) -> list[int]:
+    """Where a rank's micro-batches begin and end in the global batch: ``parts + 1`` places.
+
+    Raises:
+        ConfigError: the batch does not divide by `parts`, or has fewer rows than there are micro-batches.
+    """
+    if batch_size % parts or batch_size < world_size * parts:
+        raise ConfigError(
+            "batch_size does not divide", seen=f"{batch_size} over {world_size} workers x {parts} micro-batches",
+            allowed=f"a multiple of {parts} that is at least {world_size * parts}",
+        )  # fmt: skip
+    return [batch_size * (rank * parts + part) // (world_size * parts) for part in range(parts + 1)]
 
 
 def _remember(cache: "OrderedDict[Key, Value]", key: Key, value: Value, most: int) -> None:

@@ -7,7 +7,7 @@ be fused into a single task, which would decode a whole window on one core), and
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ray.data.datasource import ReadTask
 
 from uniovseg.data.feed import GroupReader
 from uniovseg.data.makers import BatchT, SampleMaker
-from uniovseg.data.plan import Plan
+from uniovseg.data.plan import Plan, share_bounds
 from uniovseg.data.shards import ShardSet
 
 ROWS_A_BLOCK = 32
@@ -44,6 +44,16 @@ class PlannedRows:
     rank: int
     world_size: int
     parts: int
+
+    @property
+    def bounds(self) -> list[int]:
+        """Where this rank's micro-batches begin and end in the global batch."""
+        return share_bounds(self.batch_size, self.rank, self.world_size, self.parts)
+
+    @property
+    def share(self) -> int:
+        """This rank's rows a step."""
+        return self.bounds[-1] - self.bounds[0]
 
     def read(self, start: int, stop: int) -> Iterator[pa.Table]:
         """This rank's rows of the steps [start, stop), in blocks of whole micro-batches."""
@@ -72,8 +82,7 @@ class PlanSource(Datasource):  # type: ignore[misc]
 
         def task(begin: int) -> ReadTask:
             rows, end = self._rows, min(begin + self._steps, self._stop)
-            share = rows.batch_size // rows.world_size
-            metadata = BlockMetadata(num_rows=share * (end - begin), size_bytes=None, input_files=None, exec_stats=None)
+            metadata = BlockMetadata(num_rows=rows.share * (end - begin), size_bytes=None, input_files=None, exec_stats=None)
             return ReadTask(lambda: rows.read(begin, end), metadata)
 
         return [task(begin) for begin in range(self._start, self._stop, self._steps)]
@@ -86,7 +95,7 @@ def make_samples(table: pa.Table, maker: SampleMaker[Any, Any]) -> pa.Table:
 
 def ray_batches(rows: PlannedRows, maker: SampleMaker[Any, BatchT], start: int, stop: int) -> Iterator[BatchT]:
     """This rank's micro-batches of the steps [start, stop), by Ray Data."""
-    share = rows.batch_size // rows.world_size // rows.parts
+    bounds = [place - rows.bounds[0] for place in rows.bounds]
     rows_a_window = rows.window_groups * max(rows.rows_per_group)
     steps_a_task = max(1, rows_a_window // rows.batch_size)
     context = ray.data.DataContext.get_current()
@@ -101,5 +110,6 @@ def ray_batches(rows: PlannedRows, maker: SampleMaker[Any, BatchT], start: int, 
         )
         # A split of one: the executor then runs in an actor of its own. In this process its thread would take the interpreter from the training step.
         (iterator,) = samples.streaming_split(1, equal=False)
-        for table in iterator.iter_batches(batch_size=share, batch_format="pyarrow", prefetch_batches=2):
-            yield maker.unpack(table)
+        for table in iterator.iter_batches(batch_size=rows.share, batch_format="pyarrow", prefetch_batches=2):
+            for first, after in pairwise(bounds):
+                yield maker.unpack(table.slice(first, after - first))
