@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import ray.train
 import torch
 from pydantic import Field
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -129,6 +129,9 @@ def _train(settings: dict[str, Any]) -> None:
         return ray_batches(rows, maker, start, config.steps)
 
     latest = ray.train.get_checkpoint()
+    if latest is None and settings["start"] is not None:
+        filesystem, path = Location.of(settings["start"]).filesystem()
+        latest = Checkpoint(path, filesystem)
     output = Location.of(config.output)
     match, validate_fn = make_match(config, method), make_validation(config) if rank == 0 else None
     with Run(settings["uri"], settings["run_id"] if rank == 0 else None, output, config.tracking.patience) as run:
@@ -181,8 +184,13 @@ def progress_bar(output: Location, steps: int) -> Iterator[None]:
             watcher.join()
 
 
-def fit(config: TrainJobConfig) -> dict[str, Any]:
+def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start: str | None = None) -> dict[str, Any]:
     """Train; the run's folder then holds ``model/`` (the final checkpoint), checkpoints, metrics.jsonl and pictures. Returns the report.
+
+    Args:
+        config: the run.
+        callbacks: Ray Train's, called in its controller, such as at each checkpoint.
+        start: URI of a checkpoint, of a run with this configuration, that a run without checkpoints of its own goes on from; None: it begins.
 
     Raises:
         ConfigError, StorageError, DataError, CheckpointError: what `uniovseg.runtime.doctor` finds wrong before anything is launched.
@@ -206,6 +214,7 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
                 "rows_per_group": [group.rows for group in shards.groups],
                 "uri": run.uri,
                 "run_id": run.run_id,
+                "start": start,
             },
             torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
@@ -220,6 +229,7 @@ def fit(config: TrainJobConfig) -> dict[str, Any]:
                 failure_config=FailureConfig(max_failures=config.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
                 logging_config=LoggingConfig(log_level="WARNING"),
+                callbacks=list(callbacks),
             ),
         )
         try:
