@@ -10,6 +10,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from safetensors.torch import save_file
 
+from tests.object_store import fault_proxy, object_store, store_bucket  # noqa: F401 (fixtures)
 from uniovseg.data.shapes import SceneConfig, image_masks
 from uniovseg.losses import LossConfig
 from uniovseg.matching import MatchingConfig

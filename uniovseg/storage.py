@@ -1,12 +1,17 @@
 """Local and S3 bytes behind one kind of address.
 
 A `Location` is a picklable recipe: the URI and nothing else. Each process builds its own filesystem from it, because a pickled S3 filesystem loses
-its retry strategy. Credentials come from the usual AWS chain and are never part of a location; endpoint and region come from AWS_ENDPOINT_URL and
-AWS_REGION.
+its retry strategy. Credentials come from the usual AWS chain and are never part of a location. Endpoint and region come from AWS_ENDPOINT_URL and
+AWS_REGION, and how a bucket is named in requests from AWS_S3_ADDRESSING_STYLE: *path* (host/bucket) or *virtual* (bucket.host); where that is not
+set, path style at an endpoint of one's own, virtual at AWS.
+
+Reads go through pyarrow's filesystems. Writes to S3 go through boto3: an object is there whole or not at all, with one request for a small one, and a
+large one that fails leaves no parts behind. Every call is tried again a bounded number of times; a large read goes on where it broke off.
 """
 
 import errno
 import functools
+import io
 import os
 import random
 import shutil
@@ -17,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -25,30 +30,93 @@ from pyarrow import fs as pafs
 
 from uniovseg.errors import MissingFileError, StorageError
 
-ATTEMPTS = 6
-"""How often a read or write is tried before its error is raised."""
+ATTEMPTS = 10
+"""How often a call is tried before its error is raised; with the pauses between, a store may be away for 20 seconds."""
+
+ATTEMPTS_INSIDE = 4
+"""How often the S3 clients try each request by themselves, within one of our attempts."""
+
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+"""How long the S3 clients wait for a connection, and for the next byte."""
+
+CHUNK = 16 * 1024**2
+"""Bytes that are read or sent at a time."""
 
 PERMANENT_CODES = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS)
-PERMANENT_WORDS = ("is a directory", "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
-"""What the operating system and S3 say when trying again cannot help."""
+PERMANENT_WORDS = (
+    *("is a directory", "ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"),
+    *("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "(403)", "Unable to locate credentials"),
+)
+"""What the operating system and S3 say, by pyarrow and by boto3, when trying again cannot help."""
+
+STYLES = ("path", "virtual")
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """How S3 is reached: all but the credentials.
+
+    Attributes:
+        endpoint: URL of the store; None: AWS.
+        region: None: what the AWS chain says.
+        style: from `STYLES`.
+    """
+
+    endpoint: str | None
+    region: str | None
+    style: str
+
+    @classmethod
+    def of_environment(cls) -> "S3Settings":
+        """What this process's environment says.
+
+        Raises:
+            StorageError: AWS_S3_ADDRESSING_STYLE is not one of `STYLES`, or path without an endpoint.
+        """
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+        style = os.environ.get("AWS_S3_ADDRESSING_STYLE") or ("path" if endpoint else "virtual")
+        if style not in STYLES:
+            raise StorageError("AWS_S3_ADDRESSING_STYLE cannot be understood", seen=style, allowed=", ".join(STYLES))
+        if style == "path" and not endpoint:
+            raise StorageError("path style needs an endpoint", fix="set AWS_ENDPOINT_URL, for example https://s3.eu-west-1.amazonaws.com")
+        return cls(endpoint, os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None, style)
+
+
 @functools.lru_cache(maxsize=8)
-def _s3(endpoint: str | None, region: str | None) -> pafs.S3FileSystem:
+def _s3(settings: S3Settings) -> pafs.S3FileSystem:
     options = {}
-    if endpoint:
-        parts = urlsplit(endpoint)
+    if settings.endpoint:
+        parts = urlsplit(settings.endpoint)
         options = {"endpoint_override": parts.netloc or parts.path, "scheme": parts.scheme or "https"}
-    if region:
-        options["region"] = region
+    if settings.region:
+        options["region"] = settings.region
     return pafs.S3FileSystem(
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=10),
-        connect_timeout=10,
-        request_timeout=60,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS_INSIDE),
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=READ_SECONDS,
         allow_bucket_creation=False,
+        force_virtual_addressing=settings.style == "virtual",
         **options,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _s3_client(settings: S3Settings) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=settings.endpoint,
+        region_name=settings.region,
+        config=Config(
+            s3={"addressing_style": "path" if settings.style == "path" else "virtual"},
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS_INSIDE},
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+        ),
     )
 
 
@@ -96,8 +164,7 @@ class Location:
         if self.is_local:
             return pafs.LocalFileSystem(), self.uri
         if self.uri.startswith("s3://"):
-            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-            return _s3(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"), region), self.uri.removeprefix("s3://")
+            return _s3(S3Settings.of_environment()), self.uri.removeprefix("s3://")
         try:
             filesystem, path = pafs.FileSystem.from_uri(self.uri)
         except (pa.ArrowInvalid, ValueError) as error:
@@ -105,8 +172,13 @@ class Location:
         return filesystem, path
 
 
+def hopeless(error: OSError) -> bool:
+    """Whether the same call would fail again."""
+    return isinstance(error, FileNotFoundError) or error.errno in PERMANENT_CODES or any(word in str(error) for word in PERMANENT_WORDS)
+
+
 def with_retries(call: Callable[[], T], what: str) -> T:
-    """Call until it succeeds, at most `ATTEMPTS` times, with growing random pauses. A missing file is not tried again.
+    """Call until it succeeds, at most `ATTEMPTS` times, with growing random pauses. What is `hopeless` is not tried again.
 
     Raises:
         StorageError: the last error, with what was being done; MissingFileError when there is no such file.
@@ -117,47 +189,101 @@ def with_retries(call: Callable[[], T], what: str) -> T:
         except FileNotFoundError as error:
             raise MissingFileError(f"{what}: not found") from error
         except OSError as error:
-            hopeless = error.errno in PERMANENT_CODES or any(word in str(error) for word in PERMANENT_WORDS)
-            if hopeless or attempt == ATTEMPTS - 1:
+            if hopeless(error) or attempt == ATTEMPTS - 1:
                 raise StorageError(what, seen=" ".join(str(error).split())[:300]) from error
             pause(attempt)
     raise AssertionError
 
 
 def pause(attempt: int) -> None:
-    """Sleep before try number ``attempt + 1``: random up to 0.2, 0.4, ... seconds, at most 10."""
-    time.sleep(random.random() * min(10.0, 0.2 * 2**attempt))
+    """Sleep before try number ``attempt + 2``: 0.2, 0.4, ... seconds, at most 10, less a random part of up to half."""
+    time.sleep((1 - random.random() / 2) * min(10.0, 0.2 * 2**attempt))
+
+
+def read_chunks(location: Location) -> Iterator[bytes]:
+    """The file's bytes in order, `CHUNK` at a time; a chunk that cannot be read is read again, not what came before it."""
+    what = f"reading {location.uri}"
+
+    def opened() -> tuple[pa.NativeFile, int]:
+        filesystem, path = location.filesystem()
+        file = filesystem.open_input_file(path)
+        return file, file.size()
+
+    def read(begin: int, count: int) -> bytes:
+        data = file.read_at(count, begin)
+        if len(data) < count:
+            raise OSError(f"short read at {begin}: {len(data)} of {count} bytes")
+        return bytes(data)
+
+    file, length = with_retries(opened, what)
+    with file:
+        for begin in range(0, length, CHUNK):
+            yield with_retries(functools.partial(read, begin, min(CHUNK, length - begin)), what)
 
 
 def read_bytes(location: Location) -> bytes:
     """The whole file."""
-
-    def read() -> bytes:
-        filesystem, path = location.filesystem()
-        with filesystem.open_input_stream(path) as stream:
-            return bytes(stream.read())
-
-    return with_retries(read, f"reading {location.uri}")
+    return b"".join(read_chunks(location))
 
 
 def write_bytes(location: Location, data: bytes) -> None:
-    """Write a file whole or not at all: locally through a temporary name, on object stores in one upload."""
+    """Write a file whole or not at all."""
+    with_retries(lambda: _write(location, data), f"writing {location.uri}")
 
-    def write() -> None:
-        filesystem, path = location.filesystem()
+
+def upload_file(source: Path, target: Location) -> None:
+    """Copy a local file to a location, whole or not at all, in chunks."""
+    with_retries(lambda: _write(target, source), f"writing {target.uri}")
+
+
+def download_file(source: Location, target: Path) -> None:
+    """Copy a file to a new local one, a chunk at a time."""
+    with target.open("wb") as file:
+        for chunk in read_chunks(source):
+            file.write(chunk)
+
+
+def _write(location: Location, source: bytes | Path) -> None:
+    """Try once to write bytes, or what a local file holds: locally through a temporary name, to S3 in one request or one multipart upload."""
+    if location.uri.startswith("s3://"):
+        _write_s3(location, source)
+        return
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         if location.is_local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-            try:
-                Path(temporary).write_bytes(data)
-                Path(temporary).replace(path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            _write_local(Path(location.uri), file)
         else:
+            filesystem, path = location.filesystem()
             with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
+                shutil.copyfileobj(file, stream, CHUNK)
 
-    with_retries(write, f"writing {location.uri}")
+
+def _write_local(path: Path, source: IO[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_s3(location: Location, source: bytes | Path) -> None:
+    """Upload; what boto3 raises becomes an OSError with its words."""
+    from boto3.exceptions import Boto3Error
+    from boto3.s3.transfer import TransferConfig
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = location.uri.removeprefix("s3://").partition("/")
+    client = _s3_client(S3Settings.of_environment())
+    parts = TransferConfig(multipart_threshold=CHUNK, multipart_chunksize=CHUNK, max_concurrency=4)
+    try:
+        if isinstance(source, bytes):
+            client.upload_fileobj(io.BytesIO(source), bucket, key, Config=parts)
+        else:  # by name: each part is then read while it is sent
+            client.upload_file(str(source), bucket, key, Config=parts)
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def exists(location: Location) -> bool:
@@ -195,7 +321,7 @@ def local_copy(uri: "str | Path | Location") -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp())
     try:
         for item in list_files(location):
-            (folder / item.name).write_bytes(read_bytes(item))
+            download_file(item, folder / item.name)
         yield folder
     finally:
         shutil.rmtree(folder)
@@ -204,4 +330,4 @@ def local_copy(uri: "str | Path | Location") -> Iterator[Path]:
 def upload_folder(folder: Path, target: Location, last: str) -> None:
     """Copy the files of a local folder to a location, the file named `last` after all others."""
     for path in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
-        write_bytes(target / path.name, path.read_bytes())
+        upload_file(path, target / path.name)

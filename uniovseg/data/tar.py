@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 
 from uniovseg.errors import StorageError
-from uniovseg.storage import ATTEMPTS, Location, pause
+from uniovseg.storage import ATTEMPTS, Location, hopeless, pause
 
 BLOCK = 512
 
@@ -120,11 +120,11 @@ def iter_samples(open_at: OpenAt, size: int, begin: int = 0, end: int | None = N
         before = state.position
         try:
             yield from _read_on(open_at, size, end, state)
-        except OSError:
+        except OSError as error:
             failures = 1 if state.position > before else failures + 1
-            if failures >= ATTEMPTS:
+            if hopeless(error) or failures >= ATTEMPTS:
                 raise
-            pause(failures)
+            pause(failures - 1)
 
 
 def _read_on(open_at: OpenAt, size: int, end: int, state: _Progress) -> Iterator[TarSample | TarDamage]:
