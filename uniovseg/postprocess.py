@@ -82,5 +82,5 @@ def masks_from_logits(logits: Tensor, view: View, size: tuple[int, int]) -> RunL
     """Masks at source resolution (logit above 0) from [k, h, w] logits over a view, a few at a time; on the CPU."""
     if len(logits) == 0:
         return RunLengthMasks.empty(size)
-    step = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    step = max(1, PIXELS_AT_ONCE // max(size) ** 2)  # the whole canvas is resized, its padding too
     return RunLengthMasks.cat([RunLengthMasks.from_dense((resize_logits(part, view, size) > 0).cpu()) for part in torch.split(logits, step)])

@@ -106,12 +106,14 @@ class Category:
         name: what people call it: the first of its synonyms.
         synonyms: words that mean it, at least one; its score is its best synonym's.
         is_thing: countable; False for stuff.
+        templates: sentences with a place ``{}`` that its synonyms are put into, at least one; None: those of the method.
     """
 
     id: int
     name: str
     synonyms: tuple[str, ...]
     is_thing: bool = True
+    templates: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Vocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that depend on the categories and nothing else: the key of cached text embeddings."""
-        listed = [[item.id, item.name, item.synonyms, item.is_thing] for item in self.categories]
+        listed = [[item.id, item.name, item.synonyms, item.is_thing, *(item.templates or ())] for item in self.categories]
         return hashlib.sha256(json.dumps(listed, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

@@ -125,11 +125,16 @@ class PromptableSegmenter(Method):
         dense: Tensor = self.adapter(self.clip, images, self.generator.pixel_decoder)
         return dense
 
-    @torch.no_grad()
     def embed(self, image: NDArray[np.uint8]) -> EmbeddedImage:
         """Pixel features of an RGB image [H, W, 3]: its longer side scaled to the canvas, padded right and below with 128."""
-        canvas, view = self._canvas(image, self.config.size)
-        return EmbeddedImage(image, self.pixel_features(canvas), view)
+        return self.embed_many([image])[0]
+
+    @torch.no_grad()
+    def embed_many(self, images: Sequence[NDArray[np.uint8]]) -> list[EmbeddedImage]:
+        """Pixel features of RGB images [H, W, 3] of any sizes in one call, as `embed` gives them one by one; at least one image."""
+        canvases, views = zip(*(self._canvas(image, self.config.size) for image in images), strict=True)
+        pixel = self.pixel_features(torch.cat(canvases))
+        return [EmbeddedImage(image, pixel.take(index), view) for index, (image, view) in enumerate(zip(images, views, strict=True))]
 
     @torch.no_grad()
     def embed_points(self, embedded: EmbeddedImage, points_xy: Tensor) -> MaskEmbeddings:

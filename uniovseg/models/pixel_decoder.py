@@ -27,6 +27,13 @@ class PixelFeatures(NamedTuple):
         """(h, w) of the view in pixels."""
         return self.mask_features.shape[2] * 4, self.mask_features.shape[3] * 4
 
+    def take(self, index: int) -> "PixelFeatures":
+        """The features of one view of the batch (batch of 1), which keep no memory of the others."""
+        if len(self.mask_features) == 1 and index == 0:
+            return self
+        first, second, third = (level[index : index + 1].clone() for level in self.levels)
+        return PixelFeatures(self.mask_features[index : index + 1].clone(), (first, second, third))
+
 
 class DeformableAttention(nn.Module):
     """Multi-scale deformable self-attention with learned offsets (in pixels of each level) and weights.

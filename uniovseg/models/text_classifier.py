@@ -86,8 +86,13 @@ def embed_phrases(clip: Clip, phrases: Sequence[str], templates: Sequence[str], 
 
 
 def build_text_classifier(clip: Clip, vocabulary: Vocabulary, templates: Sequence[str]) -> TextClassifier:
-    """The classifier of a vocabulary's synonyms, on the CLIP's device."""
+    """The classifier of a vocabulary's synonyms, on the CLIP's device; `templates` are those of classes without their own."""
     phrases = [synonym for category in vocabulary.categories for synonym in category.synonyms]
     class_of = [index for index, category in enumerate(vocabulary.categories) for _ in category.synonyms]
-    embeddings = embed_phrases(clip, phrases, templates)
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, index in enumerate(class_of):
+        places.setdefault(vocabulary.categories[index].templates or tuple(templates), []).append(place)
+    embeddings = clip.mean.new_zeros(len(phrases), clip.embed_dim)
+    for own, chosen in places.items():
+        embeddings[chosen] = embed_phrases(clip, [phrases[place] for place in chosen], own)
     return TextClassifier(embeddings, torch.tensor(class_of, device=embeddings.device), float(clip.logit_scale))
