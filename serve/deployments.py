@@ -1,0 +1,188 @@
+"""The Ray Serve deployments: thin shells around `Host`, `Kept` and the HTTP application."""
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from serve.calls import Call, Description, Reply
+from serve.front import log_to_stderr
+from serve.kept import Kept
+from serve.measures import Measures
+from serve.problems import Refusal, ServiceError
+from serve.settings import ModelSource, ServiceConfig
+from uniovseg.errors import ConfigError
+
+RESENDS = 2
+"""How often a call is sent again when its replica died: what a model computes may be computed twice."""
+
+KEYS_VARIABLE = "UNIOVSEG_API_KEYS"
+
+
+class Segmenter:
+    """A replica: a model and what belongs to it."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        from serve.host import Host  # torch, which an ingress does not need
+
+        self.host = Host(config.replica, config.limits, config.images_seconds)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load the model of a `ModelSource`; the one before answers until it is there."""
+        await self.host.load(ModelSource.model_validate(user_config))
+
+    async def call(self, call: Call) -> Reply:
+        """Answer a call."""
+        return await self.host.call(call)
+
+    async def describe(self) -> Description | Refusal:
+        """The model and the vocabularies."""
+        return await self.host.describe()
+
+    def check_health(self) -> None:
+        """Raise where the replica is to be replaced."""
+        self.host.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "host"):
+            self.host.close()
+
+
+class Images:
+    """The files of POST /v1/images."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.kept: Kept[bytes] = Kept(config.images_bytes, config.images_seconds)
+
+    async def get(self, image_id: str) -> bytes | None:
+        """The file, or None."""
+        return self.kept.get(image_id)
+
+    async def put(self, image_id: str, image: bytes) -> None:
+        """Keep a file."""
+        self.kept.put(image_id, image, len(image))
+
+    async def touch(self, image_id: str) -> None:
+        """The file is in use."""
+        self.kept.get(image_id)
+
+
+class Replicas:
+    """`serve.calls.Backend` over the handle of `Segmenter`."""
+
+    def __init__(self, handle: DeploymentHandle, measures: Measures) -> None:
+        self.handle, self.measures = handle, measures
+
+    async def call(self, call: Call) -> Reply:
+        """Answer a call, where the image id's features are if there is one. Raises ServiceError."""
+        until = monotonic() + call.seconds
+        handle = self.handle.options(session_id=call.image_id) if call.image_id else self.handle
+        for _ in range(RESENDS + 1):
+            try:
+                reply: Reply = await _answer_of(handle.call.remote(replace(call, seconds=max(0.0, until - monotonic()))))
+                return reply
+            except RayActorError:
+                self.measures.resent()
+        raise ServiceError("replica_lost", f"the replica died under the request {RESENDS + 1} times")
+
+    async def describe(self) -> Description | Refusal:
+        """The model. Raises ServiceError."""
+        for _ in range(RESENDS + 1):
+            try:
+                found: Description | Refusal = await _answer_of(self.handle.describe.remote())
+                return found
+            except RayActorError:
+                self.measures.resent()
+        raise ServiceError("not_ready", "no replica lives long enough to answer")
+
+
+class RemoteImages:
+    """`serve.calls.ImageStore` over the handle of `Images`. A store that died is empty: its images are sent again by their clients."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self.handle = handle
+
+    async def get(self, image_id: str) -> bytes | None:
+        """The file, or None. Raises ServiceError."""
+        found: bytes | None = await self._asked("get", image_id)
+        return found
+
+    async def put(self, image_id: str, image: bytes) -> None:
+        """Keep a file. Raises ServiceError."""
+        await self._asked("put", image_id, image)
+
+    async def touch(self, image_id: str) -> None:
+        """The file is in use; nobody waits for the store to know."""
+        self.handle.touch.remote(image_id)
+
+    async def _asked(self, method: str, *arguments: Any) -> Any:
+        for _ in range(RESENDS + 1):
+            try:
+                return await _answer_of(getattr(self.handle, method).remote(*arguments))
+            except RayActorError:
+                continue
+        raise ServiceError("replica_lost", "the store of images does not answer")
+
+
+async def _answer_of(response: Any) -> Any:
+    """What a replica answers; when nobody waits any more, it is told. Raises ServiceError where none takes the call."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except BackPressureError as error:
+        raise ServiceError("overloaded", "all replicas are busy and their queue is full") from error
+    except DeploymentUnavailableError as error:
+        raise ServiceError("not_ready", "no replica can be started") from error
+
+
+class Ingress:
+    """An HTTP process."""
+
+    def __init__(self, model: DeploymentHandle, images: DeploymentHandle, config: ServiceConfig) -> None:
+        self.model, self.images, self.config = model, images, config
+        self.keys = api_keys(config.keys_file)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        from ray.serve import get_replica_context
+
+        from serve.adapters import ROUTERS
+        from serve.api import create_api
+        from serve.service import Service
+
+        log_to_stderr()
+        measures = Measures(get_replica_context().replica_id.unique_id)
+        page = Path(__file__).with_name("page")
+        config = self.config
+        return create_api(
+            Service(Replicas(self.model, measures), RemoteImages(self.images), config.limits, config.images_seconds),
+            measures=measures,
+            uploads=config.uploads,
+            keys=self.keys,
+            cors_origins=config.cors_origins,
+            routers=ROUTERS,
+            page=page if (page / "index.html").exists() else None,
+            echo_request_id=False,
+        )
+
+
+def api_keys(file: str | None) -> tuple[str, ...]:
+    """The API keys of the environment and of a file, one a line. Raises ConfigError where the file cannot be read or has none."""
+    keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",")]
+    if file is not None:
+        try:
+            lines = Path(file).read_text().split()
+        except (OSError, UnicodeError) as error:
+            raise ConfigError("the file of API keys cannot be read", seen=file, allowed="text, one key a line") from error
+        if not lines:
+            raise ConfigError("the file of API keys is empty", seen=file, allowed="one key a line")
+        keys += lines
+    return tuple(dict.fromkeys(key for key in keys if key))
