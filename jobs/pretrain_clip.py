@@ -6,14 +6,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jobs import _cli
-from uniovseg.pretraining import PretrainConfig, pretrain
-from uniovseg.runtime.tracking import code_version
+from uniovseg.runtime.pretrain import PretrainJobConfig, pretrain_job
 
 
-def main(config: PretrainConfig) -> dict[str, object]:
+def main(config: PretrainJobConfig) -> dict[str, object]:
     """Train; weights, card and report go to config.output."""
-    return dict(pretrain(config, code_version().get("git_commit", "unknown")))
+    return pretrain_job(config)
 
 
 if __name__ == "__main__":
-    sys.exit(_cli.run(PretrainConfig, main))
+    sys.exit(_cli.run(PretrainJobConfig, main))

@@ -11,9 +11,9 @@ from jobs import _cli, evaluate, ingest, make_shapes, predict, pretrain_clip, re
 from jobs import benchmark as benchmark_job
 from uniovseg.config import Config, fields
 from uniovseg.data.shapes_sets import ShapesConfig
-from uniovseg.pretraining import PretrainConfig
 from uniovseg.runtime.ingest import IngestConfig
 from uniovseg.runtime.predict import PredictConfig
+from uniovseg.runtime.pretrain import PretrainJobConfig
 from uniovseg.runtime.refine import RefineConfig
 from uniovseg.runtime.train import TrainJobConfig
 
@@ -28,7 +28,7 @@ JOBS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]], list[str]]]
     "refine_shapes": (RefineConfig, refine.main, ["--config", str(CONFIGS / "refine_shapes.yaml"), "part_samples=64"]),
     "predict": (PredictConfig, predict.main, ["--config", str(CONFIGS / "predict.yaml"), "images_per_part=3"]),
     "make_shapes": (ShapesConfig, make_shapes.main, ["scene.size=96", "image_masks=5"]),
-    "pretrain_clip": (PretrainConfig, pretrain_clip.main, ["--config", str(CONFIGS / "shapes_clip.yaml"), "seed=4"]),
+    "pretrain_clip": (PretrainJobConfig, pretrain_clip.main, ["--config", str(CONFIGS / "shapes_clip.yaml"), "seed=4"]),
 }
 
 
@@ -51,7 +51,7 @@ def test_what_dry_run_prints_is_a_configuration_of_the_same_run(name: str, tmp_p
             assert float(found) == float(value)
 
 
-@pytest.mark.parametrize("config_type", [TrainJobConfig, PretrainConfig, IngestConfig, PredictConfig, RefineConfig, ShapesConfig])
+@pytest.mark.parametrize("config_type", [TrainJobConfig, PretrainJobConfig, IngestConfig, PredictConfig, RefineConfig, ShapesConfig])
 def test_help_lists_every_key_with_its_default(config_type: type[Config]) -> None:
     shown = _cli.key_help(config_type)
     for field in fields(config_type):

@@ -79,9 +79,16 @@ def test_semantic_and_panoptic(root: Path, model: Path, mlflow_uri: str, tmp_pat
     client = MlflowClient(tracking_uri=mlflow_uri)
     runs = client.search_runs([client.get_experiment_by_name("words").experiment_id])
     logged = {item.info.run_name: item for item in runs}
-    assert logged["semantic"].data.metrics["miou"] == pytest.approx(semantic.miou())
-    assert logged["panoptic"].data.metrics["All pq"] == pytest.approx(panoptic.quality().pq)
-    assert {item.path for item in client.list_artifacts(logged["semantic"].info.run_id)} >= {"classes.csv", "report.html"}
+    assert logged["semantic"].data.metrics["semantic.miou"] == pytest.approx(semantic.miou())
+    assert logged["panoptic"].data.metrics["panoptic.All.pq"] == pytest.approx(panoptic.quality().pq)
+    assert {item.path for item in client.list_artifacts(logged["semantic"].info.run_id)} >= {
+        "classes.csv",
+        "report.html",
+        "report.json",
+        "config.yaml",
+    }
+    assert not [name for name in logged["semantic"].data.metrics if "per_class" in name]
+    assert logged["semantic"].data.tags["job"] == "semantic"
 
 
 def test_mask_classification(root: Path, clip_weights: Path, tmp_path: Path) -> None:

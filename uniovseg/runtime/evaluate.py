@@ -15,7 +15,8 @@ from uniovseg.data.coco import iter_records, read_annotations
 from uniovseg.data.shards import ShardSet
 from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.pictures import encode_picture
-from uniovseg.runtime.tracking import TrackingConfig, tracked_run
+from uniovseg.runtime.tracked_job import tracked
+from uniovseg.runtime.tracking import TrackingConfig, open_run
 from uniovseg.segmenter import Segmenter
 from uniovseg.storage import Location
 from uniovseg.training import everything_picture, pick_device
@@ -46,6 +47,7 @@ def labelled_images(annotations: str, images: str | None, panoptic: str | None, 
     return min(shards.manifest.samples, limit or shards.manifest.samples), labelled(shards.records(limit))
 
 
+@tracked("promptable")
 def evaluate_promptable_job(config: PromptableJobConfig) -> dict[str, Any]:
     """Evaluate; writes ``everything.png`` of the first images beside the report, and returns the scores."""
     if config.threads:
@@ -53,14 +55,11 @@ def evaluate_promptable_job(config: PromptableJobConfig) -> dict[str, Any]:
     started = time.perf_counter()
     segmenter = Segmenter.load(config.checkpoint, str(pick_device(config.device)))
     count, samples = labelled_images(config.annotations, config.images, config.panoptic, config.limit)
-    with tracked_run(config.tracking, "promptable", config) as run:
-        scores = NO_SCORES
-        for item in track(evaluate_promptable(segmenter.method, samples, config.promptable), "evaluating prompts", total=count):
-            scores += item
-        summary = scores.summary()
-        first = list(islice(labelled_images(config.annotations, config.images, config.panoptic, 6)[1], 6))
-        picture = everything_picture(segmenter.method, first)
-        storage.write_bytes(Location.of(config.output) / "everything.png", encode_picture(picture))
-        run.log(0, summary)
-        run.log_pictures(0, {"everything": picture})
-        return {"promptable": summary, "picture": f"{config.output}/everything.png", "seconds": round(time.perf_counter() - started, 1)}
+    scores = NO_SCORES
+    for item in track(evaluate_promptable(segmenter.method, samples, config.promptable), "evaluating prompts", total=count):
+        scores += item
+    first = list(islice(labelled_images(config.annotations, config.images, config.panoptic, 6)[1], 6))
+    picture = everything_picture(segmenter.method, first)
+    storage.write_bytes(Location.of(config.output) / "everything.png", encode_picture(picture))
+    open_run().log_pictures(0, {"everything": picture})
+    return {"promptable": scores.summary(), "picture": f"{config.output}/everything.png", "seconds": round(time.perf_counter() - started, 1)}

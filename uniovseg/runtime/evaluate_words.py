@@ -3,13 +3,11 @@
 import csv
 import io
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
-from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
@@ -31,7 +29,8 @@ from uniovseg.models.text_classifier import TEMPLATES, build_text_classifier
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.records import Vocabulary
 from uniovseg.runtime.pool import PoolConfig, over_items
-from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
+from uniovseg.runtime.tracked_job import tracked
+from uniovseg.runtime.tracking import TrackingConfig, open_run
 from uniovseg.segmenter import Segmenter
 from uniovseg.storage import Location
 from uniovseg.training import pick_device
@@ -185,62 +184,60 @@ def _add_up(
     return zero
 
 
+@tracked("semantic")
 def evaluate_semantic_job(config: WordsJobConfig) -> dict[str, Any]:
     """Mean IoU of a checkpoint on a labelled set; writes classes.csv and report.html beside the report."""
     started = time.perf_counter()
     dataset = open_source(config)
     extremes = Extremes(config.pictures)
-    with tracked_run(config.tracking, "semantic", config) as run:
-        score = _add_up(config, dataset, partial(_semantic, config), SemanticScore.zero(len(dataset.vocabulary)), extremes)
-        iou = score.iou()
-        columns = {
-            "iou": [figure(value) for value in iou.tolist()],
-            "pixels": score.truth.tolist(),
-            "predicted": score.predicted.tolist(),
-        }
-        summary = score.summary([category.id for category in dataset.vocabulary.categories])
-        return _finish(config, run, "semantic", dataset, {"miou": summary["miou"]}, summary, columns, extremes, started)
+    score = _add_up(config, dataset, partial(_semantic, config), SemanticScore.zero(len(dataset.vocabulary)), extremes)
+    iou = score.iou()
+    columns = {
+        "iou": [figure(value) for value in iou.tolist()],
+        "pixels": score.truth.tolist(),
+        "predicted": score.predicted.tolist(),
+    }
+    summary = score.summary([category.id for category in dataset.vocabulary.categories])
+    return _finish(config, "semantic", dataset, {"miou": summary["miou"]}, summary, columns, extremes, started)
 
 
+@tracked("panoptic")
 def evaluate_panoptic_job(config: WordsJobConfig) -> dict[str, Any]:
     """Panoptic quality of a checkpoint on a panoptic set; writes classes.csv and report.html beside the report."""
     started = time.perf_counter()
     dataset = open_source(config)
     extremes = Extremes(config.pictures)
-    with tracked_run(config.tracking, "panoptic", config) as run:
-        score = _add_up(config, dataset, partial(_panoptic, config), PanopticScore.zero(len(dataset.vocabulary)), extremes)
-        occurs, rows = score.occurs(), score.per_class()
-        columns = {
-            name: [float(row[place]) if seen else None for row, seen in zip(rows, occurs, strict=True)]
-            for place, name in enumerate(("pq", "sq", "rq"))
-        }
-        columns |= {"found": score.found.tolist(), "wrong": score.wrong.tolist(), "missed": score.missed.tolist()}
-        summary = score.summary(dataset.vocabulary)
-        figures = {f"{group} {name}": summary[group][name] for group in ("All", "Things", "Stuff") for name in ("pq", "sq", "rq")}
-        return _finish(config, run, "panoptic", dataset, figures, summary, columns, extremes, started)
+    score = _add_up(config, dataset, partial(_panoptic, config), PanopticScore.zero(len(dataset.vocabulary)), extremes)
+    occurs, rows = score.occurs(), score.per_class()
+    columns = {
+        name: [float(row[place]) if seen else None for row, seen in zip(rows, occurs, strict=True)] for place, name in enumerate(("pq", "sq", "rq"))
+    }
+    columns |= {"found": score.found.tolist(), "wrong": score.wrong.tolist(), "missed": score.missed.tolist()}
+    summary = score.summary(dataset.vocabulary)
+    figures = {f"{group} {name}": summary[group][name] for group in ("All", "Things", "Stuff") for name in ("pq", "sq", "rq")}
+    return _finish(config, "panoptic", dataset, figures, summary, columns, extremes, started)
 
 
+@tracked("mask_classification")
 def mask_classification_job(config: MaskClassificationJobConfig) -> dict[str, Any]:
     """Top-1 accuracy of a frozen CLIP on ground-truth masks, for every subset of the sizes; writes classes.csv and report.html beside the report."""
     started = time.perf_counter()
     dataset = open_source(config)
     sizes = config.masks.sizes
-    with tracked_run(config.tracking, "mask_classification", config) as run:
-        zero = MaskClassificationScore.zero(sizes, len(dataset.vocabulary))
-        score = _add_up(config, dataset, partial(_masks, config), zero, Extremes(0))
-        summary = score.summary()
-        columns: dict[str, list[Any]] = {"masks": score.total.tolist()}
-        for chosen, correct in zip(subsets(sizes), score.correct, strict=True):
-            pairs = zip(correct.tolist(), score.total.tolist(), strict=True)
-            columns["+".join(map(str, chosen))] = [right / total if total else None for right, total in pairs]
-        figures = {f"{name} {key}": value for name, row in summary["subsets"].items() for key, value in row.items()}
-        figures |= {f"{size} vanished": share for size, share in summary["vanished"].items()}
-        return _finish(config, run, "mask_classification", dataset, figures, summary, columns, Extremes(0), started)
+    zero = MaskClassificationScore.zero(sizes, len(dataset.vocabulary))
+    score = _add_up(config, dataset, partial(_masks, config), zero, Extremes(0))
+    summary = score.summary()
+    columns: dict[str, list[Any]] = {"masks": score.total.tolist()}
+    for chosen, correct in zip(subsets(sizes), score.correct, strict=True):
+        pairs = zip(correct.tolist(), score.total.tolist(), strict=True)
+        columns["+".join(map(str, chosen))] = [right / total if total else None for right, total in pairs]
+    figures = {f"{name} {key}": value for name, row in summary["subsets"].items() for key, value in row.items()}
+    figures |= {f"{size} vanished": share for size, share in summary["vanished"].items()}
+    return _finish(config, "mask_classification", dataset, figures, summary, columns, Extremes(0), started)
 
 
 def _finish(
     config: EvaluationConfig,
-    run: Run,
     task: str,
     dataset: LabelledSet,
     figures: dict[str, float | None],
@@ -256,10 +253,7 @@ def _finish(
     page = render_html(f"{task}: {dataset.name}", figures | {"images": images, "seconds": round(seconds, 1)}, classes, extremes)
     for name, text in {"classes.csv": to_csv(classes), "report.html": page}.items():
         storage.write_bytes(Location.of(config.output) / name, text.encode())
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / name).write_text(text)
-            run.log_file(Path(folder) / name)
-    run.log(0, {name.replace("+", "_"): value for name, value in figures.items() if value is not None})
+        open_run().log_bytes(name, text.encode())
     benchmark = BENCHMARKS.get(config.benchmark or "")
     expected = {"images_expected": benchmark.images} if benchmark and config.limit is None else {}
     return {

@@ -24,6 +24,8 @@ from uniovseg.records import ImageMasks, Rejected
 from uniovseg.runtime.parts import check_commits, run_parts
 from uniovseg.runtime.session import ray_session
 from uniovseg.runtime.shards import Commit, PartRange, read_commits, write_manifest, write_part
+from uniovseg.runtime.tracked_job import tracked
+from uniovseg.runtime.tracking import TrackingConfig
 from uniovseg.storage import Location
 
 IMAGES_A_PART = 64
@@ -42,6 +44,7 @@ class IngestConfig(Config):
     rows_per_group: int = Field(64, ge=1, description="rows of a Parquet row group")
     part_bytes: int = Field(256 * 1024**2, ge=1024, description="bytes of a tar that one task reads, and holds in memory; COCO: 64 images a task")
     cpus: int = Field(2, ge=1, description="CPUs of a local cluster")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ def _range(location: Location, begin: int, end: int) -> PartRange:
     return PartRange(name=f"{stem}-{zlib.crc32(location.uri.encode()):08x}-{begin:014d}", source=location.uri, begin=begin, end=end)
 
 
+@tracked("ingest")
 def ingest(config: IngestConfig) -> dict[str, Any]:
     """Ingest what is not yet committed, then write the manifest; returns the counts.
 

@@ -27,6 +27,8 @@ from uniovseg.pictures import Picture, draw_masks
 from uniovseg.records import ImagePairs, Rejected
 from uniovseg.runtime.pool import PoolConfig, over_items
 from uniovseg.runtime.shards import Commit, PartRange, check_settings, read_commits, write_manifest, write_records
+from uniovseg.runtime.tracked_job import tracked
+from uniovseg.runtime.tracking import TrackingConfig
 from uniovseg.segmenter import Segmenter
 from uniovseg.storage import Location
 from uniovseg.training import pick_device
@@ -44,6 +46,7 @@ class MatchConfig(Config):
     pool: PoolConfig = Field(PoolConfig(), description="where the work is done")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     threads: int = Field(0, ge=0, description="CPU threads of torch, a worker; 0: torch's own choice")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
 class Matcher:
@@ -72,6 +75,7 @@ class Matcher:
                 yield row, Rejected(key=record.key, source=part.source, offset=row, reason="undecodable_image", detail=str(error))
 
 
+@tracked("match")
 def match(config: MatchConfig) -> dict[str, Any]:
     """Match what is not yet committed, then write the manifest; returns the counts.
 

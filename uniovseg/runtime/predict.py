@@ -31,6 +31,8 @@ from uniovseg.pictures import draw_masks, encode_picture
 from uniovseg.records import Prediction, Vocabulary
 from uniovseg.runtime.pool import PoolConfig, over_items
 from uniovseg.runtime.shards import check_settings
+from uniovseg.runtime.tracked_job import tracked
+from uniovseg.runtime.tracking import TrackingConfig, open_run
 from uniovseg.segmenter import Segmenter
 from uniovseg.segments import Region, describe_instances
 from uniovseg.storage import Location
@@ -65,6 +67,7 @@ class PredictConfig(Config):
     pool: PoolConfig = Field(PoolConfig(), description="actors")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     threads: int = Field(0, ge=0, description="CPU threads of torch, a worker; 0: torch's own choice")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
 class ImageRow(Config):
@@ -138,6 +141,7 @@ def _result(region: Region) -> dict[str, Any]:
     return {"category_id": region.category_id, "segmentation": region.rle, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": region.area, "score": score}
 
 
+@tracked("predict")
 def predict(config: PredictConfig) -> dict[str, Any]:
     """Predict the images that have no row yet, then write the results; returns the counts.
 
@@ -242,7 +246,9 @@ def draw(config: PredictConfig, predicted: Sequence[ImageRow], vocabulary: Vocab
         image = decode_image(storage.read_bytes(Location(config.images) / row.name))
         masks, words = _found(config, row, vocabulary)
         names.append(f"pictures/{number:03d}_{PurePosixPath(row.name).stem}.png")
-        storage.write_bytes(Location(config.output) / names[-1], encode_picture(draw_masks(image, masks, words)))
+        picture = encode_picture(draw_masks(image, masks, words))
+        storage.write_bytes(Location(config.output) / names[-1], picture)
+        open_run().log_bytes(names[-1], picture)
     return names
 
 

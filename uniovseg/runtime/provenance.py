@@ -7,12 +7,13 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from uniovseg import storage
-from uniovseg.config import Config, flatten
 from uniovseg.data.shards import MANIFEST
 from uniovseg.errors import MissingFileError, StorageError
 from uniovseg.storage import Location
@@ -69,10 +70,10 @@ def environment() -> dict[str, str]:
     return version | {f"environment.{name}": value for name, value in tags.items()} | own
 
 
-def datasets(config: Config) -> list[Dataset]:
-    """The shard sets among the values of a configuration, by their manifests; places that cannot be read are left to the job, which says why."""
+def datasets(values: Mapping[str, Any]) -> list[Dataset]:
+    """The shard sets among the values of a flattened configuration; places that cannot be read are left to the job, which says why."""
     found = []
-    for key, value in flatten(config).items():
+    for key, value in values.items():
         if isinstance(value, str) and "/" in value and "\n" not in value:
             digest = _digest(value)
             if digest is not None:

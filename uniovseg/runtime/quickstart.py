@@ -27,6 +27,7 @@ from uniovseg.runtime.ingest import IngestConfig, ingest
 from uniovseg.runtime.match import MatchConfig, match, pictures_of_pairs
 from uniovseg.runtime.refine import RefineConfig, refine_here
 from uniovseg.runtime.session import ray_session
+from uniovseg.runtime.tracked_job import tracked
 from uniovseg.runtime.tracking import TrackingConfig
 from uniovseg.runtime.train import TrainJobConfig, fit
 
@@ -48,9 +49,12 @@ class QuickstartConfig(Config):
     align: str = Field("jobs/configs/stage2_shapes.yaml", description="configuration of stage 2")
     align_steps: int = Field(60, ge=1, description="optimizer steps of stage 2; stage 2 is left out where image_text is 0")
     threads: int = Field(1, ge=1, description="CPU threads of torch; on two cores a second one costs more than it gives, beside the feed")
-    tracking: TrackingConfig = Field(TrackingConfig(uri="sqlite:///runs/mlflow.db", experiment="uniovseg-quickstart"), description="MLflow")
+    tracking: TrackingConfig = Field(
+        TrackingConfig(uri="sqlite:///runs/mlflow.db", experiment="uniovseg-quickstart", register_as="uniovseg"), description="MLflow"
+    )
 
 
+@tracked("quickstart")
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Run it; returns the report. `promptable` holds the IoUs as fractions: trained, untrained, and of the box taken as the mask."""
     started = time.perf_counter()
@@ -82,7 +86,9 @@ def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
          f"data.train={config.output}/shards", f"validation.shards={config.output}/shards"],
     ).model_copy(update={"tracking": config.tracking})  # fmt: skip
     begin("ingest: SA-1B tars to Parquet shards (Ray Data)")
-    ingested = ingest(IngestConfig(source=f"{config.output}/shapes/image_masks", output=f"{config.output}/shards", part_bytes=8 * 1024**2))
+    ingested = ingest(
+        IngestConfig(source=f"{config.output}/shapes/image_masks", output=f"{config.output}/shards", part_bytes=8 * 1024**2, tracking=config.tracking)
+    )
     begin("stage 1: a promptable segmenter over the frozen CLIP (Ray Train)")
     trained = fit(job)
 
@@ -94,6 +100,7 @@ def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
             output=f"{config.output}/{folder}_promptable",
             limit=limit,
             threads=config.threads,
+            tracking=config.tracking,
         )
         scores: dict[str, float] = evaluate_promptable_job(settings)["promptable"]
         return scores
@@ -133,10 +140,10 @@ def _words(config: QuickstartConfig, begin: Callable[[str], None]) -> dict[str, 
     stage1, output = f"{config.output}/stage1/model", config.output
     tracking = config.tracking
     begin("refine: captions to entities, by rules")
-    entities = refine_here(RefineConfig(source=f"{output}/shapes/image_text", output=f"{output}/entities", part_samples=256))
+    entities = refine_here(RefineConfig(source=f"{output}/shapes/image_text", output=f"{output}/entities", part_samples=256, tracking=tracking))
     begin("match: which mask does an entity name?")
     paths = [f"entities={output}/entities", f"output={output}/pairs", f"checkpoint={stage1}"]
-    matched = match(load(MatchConfig, config.match, paths))
+    matched = match(load(MatchConfig, config.match, paths).model_copy(update={"tracking": tracking}))
     save_picture(f"{output}/pairs.png", tile(pictures_of_pairs(f"{output}/pairs", 12), columns=4, side=480))
     begin("stage 2: the feature adapter on the matched pairs (Ray Train)")
     paths = [f"output={output}/stage2", f"init={stage1}", f"data.train={output}/pairs", f"seed={config.seed}", f"steps={config.align_steps}"]

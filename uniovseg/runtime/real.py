@@ -27,6 +27,8 @@ from uniovseg.runtime.match import MatchConfig, match, pictures_of_pairs
 from uniovseg.runtime.pool import PoolConfig
 from uniovseg.runtime.refine import RefineConfig, refine_here
 from uniovseg.runtime.session import ray_session
+from uniovseg.runtime.tracked_job import tracked
+from uniovseg.runtime.tracking import TrackingConfig
 from uniovseg.runtime.train import TrainJobConfig, fit
 from uniovseg.text.nltk_parser import parse_entities
 
@@ -55,6 +57,7 @@ class RealConfig(Config):
     align: str = Field("jobs/configs/stage2_real.yaml", description="configuration of stage 2")
     evaluation: int = Field(40, ge=1, description="most images evaluated of each set")
     threads: int = Field(1, ge=1, description="CPU threads of torch, a worker; on two cores two workers of one thread are the fastest")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
 def real_data() -> Path:
@@ -70,6 +73,7 @@ def real_data() -> Path:
     return root
 
 
+@tracked("real")
 def real(config: RealConfig) -> dict[str, Any]:
     """Run it.
 

@@ -33,6 +33,8 @@ from uniovseg.runtime.endpoint import Answer, ChatRequest, Endpoint, EndpointCon
 from uniovseg.runtime.parts import check_commits, run_parts
 from uniovseg.runtime.session import ray_session
 from uniovseg.runtime.shards import Commit, PartRange, read_commits, write_manifest, write_records
+from uniovseg.runtime.tracked_job import tracked
+from uniovseg.runtime.tracking import TrackingConfig
 from uniovseg.storage import Location
 from uniovseg.text import nltk_parser, rules
 from uniovseg.text.cleaning import clean_entities
@@ -76,6 +78,7 @@ class RefineConfig(Config):
     part_samples: int = Field(512, ge=1, description="pairs that one task works on (parquet: whole row groups); webdataset: 64 MiB of a tar")
     rows_per_group: int = Field(64, ge=1, description="rows of a Parquet row group")
     cpus: int = Field(2, ge=1, description="CPUs of a local cluster")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
     @model_validator(mode="after")
     def _models(self) -> Self:
@@ -226,6 +229,7 @@ def plan_parts(config: RefineConfig) -> list[RefinePart]:
     return [part(file, begin, end) for file in files for begin, end in parquet_ranges(file.uri, config.part_samples)]
 
 
+@tracked("refine")
 def refine(config: RefineConfig) -> dict[str, Any]:
     """Refine what is not yet committed, on Ray Data, then write the manifest; returns the counts.
 
@@ -246,6 +250,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     return _refine(config, work)
 
 
+@tracked("refine")
 def refine_here(config: RefineConfig) -> dict[str, Any]:
     """`refine` in this process, without Ray, for configurations that ask no model: thousands of captions a second with ``parser: rules``.
 

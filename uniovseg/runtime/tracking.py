@@ -6,17 +6,16 @@ it together break it. MLflow is imported where it is used: that takes two second
 """
 
 import fcntl
-import functools
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 import cv2
@@ -244,38 +243,23 @@ def tracked_run(
         run.end(status)
 
 
-JobT = TypeVar("JobT", bound=Config)
-
-
-def tracked(kind: str) -> Callable[[Callable[[JobT], dict[str, Any]]], Callable[[JobT], dict[str, Any]]]:
-    """Make a job a tracked run: `kind` says which job it is; the configuration has ``tracking`` and ``output``.
-
-    The run is named like the output folder. It holds the configuration, the data sets, the report, and whatever the job logs to `open_run`.
-    """
-
-    def decorate(job: Callable[[JobT], dict[str, Any]]) -> Callable[[JobT], dict[str, Any]]:
-        @functools.wraps(job)
-        def run_job(config: JobT) -> dict[str, Any]:
-            output = Location.of(getattr(config, "output"))  # noqa: B009
-            with tracked_run(getattr(config, "tracking"), output.name, config, {"job": kind}, folder=output) as run:  # noqa: B009
-                log_datasets(run, config)
-                report = job(config)
-                run.log_report(report)
-                return report
-
-        return run_job
-
-    return decorate
-
-
 def log_datasets(run: Run, config: Config) -> None:
     """Log the shard sets that a configuration names, by the hash of their manifests, as MLflow's data sets and as tags."""
+    _log_datasets(run, {key: value for key, value in flatten(config).items() if key != "output"})
+
+
+def log_output(run: Run, output: str) -> None:
+    """Log the shard set that a job has written, if it has, as `log_datasets` does."""
+    _log_datasets(run, {"output": output})
+
+
+def _log_datasets(run: Run, values: Mapping[str, Any]) -> None:
     if run.uri is None or run.run_id is None:
         return
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
 
-    found = provenance.datasets(config)
+    found = provenance.datasets(values)
     inputs = [
         DatasetInput(
             Dataset(Location(item.uri).name, item.digest, "uniovseg shard set", json.dumps({"uri": item.uri})),

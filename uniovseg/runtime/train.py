@@ -34,6 +34,7 @@ from uniovseg.records import Batch
 from uniovseg.runtime import doctor
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
 from uniovseg.runtime.metrics import show_training
+from uniovseg.runtime.registry import register_finished, with_files
 from uniovseg.runtime.session import quiet_ray_data, ray_session
 from uniovseg.runtime.tracking import Run, TrackingConfig, log_datasets, tracked_run
 from uniovseg.storage import Location
@@ -197,13 +198,13 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
         TrainingError: the training failed for good; the message says why.
     """
     started = time.perf_counter()
-    config = with_absolute_paths(config)
-    output = Location.of(config.output)
+    named = with_absolute_paths(config)
+    config, output = with_files(named), Location.of(config.output)
     doctor.require(doctor.first_checks(config) + doctor.storage_checks(config))
     shards = ShardSet(config.data.train)
     filesystem, path = output.filesystem()
     parent, _, name = path.rpartition("/")
-    tracked = tracked_run(config.tracking, name, config, {"job": "train"}, folder=output, resume=True)
+    tracked = tracked_run(config.tracking, name, config, {"job": "train", "init": str(named.init)}, folder=output, resume=True)
     with tracked as run, ray_session(doctor.slots(config)):
         log_datasets(run, config)
         doctor.require(doctor.cluster_checks(config, doctor.cluster_nodes(output)))
@@ -252,5 +253,6 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
             "mlflow": run.describe(),
         }
         report |= {"metrics": info.metrics}
+        report["registered"] = register_finished(run, config.tracking, output / "model")
         run.log_report(report, info.step)
         return report

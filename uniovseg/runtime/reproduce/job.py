@@ -27,6 +27,8 @@ from uniovseg.runtime.reproduce.shapes_world import (
     noise_steps,
     run_steps,
 )
+from uniovseg.runtime.tracked_job import tracked
+from uniovseg.runtime.tracking import TrackingConfig
 from uniovseg.storage import Location
 
 FIGURES = ("miou", "unseen_miou", "pq", "oracle_mask_miou")
@@ -46,8 +48,10 @@ class ReproduceConfig(BenchmarkTablesConfig):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="shapes world: a world and a training for each")
     shapes: ShapesWorldConfig = Field(ShapesWorldConfig(), description="shapes world: sizes of the runs")
     costs: CostConfig = Field(CostConfig(), description="shapes world: what cost measures")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
+@tracked("reproduce")
 def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     """Run what is asked; the report has ``table``, ``noise`` and ``cost``, each where it was asked. Every figure is a fraction.
 
