@@ -16,7 +16,7 @@ masks is the id map itself. Every answer carries ``X-Request-ID``, the client's 
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Task = Literal["semantic", "panoptic", "instance"]
 MaskFormat = Literal["coco_rle", "png_idmap", "polygon", "none"]
@@ -59,14 +59,16 @@ def _template(text: str) -> str:
 
 Phrase = Annotated[str, StringConstraints(max_length=200), AfterValidator(_printable)]
 Template = Annotated[str, StringConstraints(max_length=200), AfterValidator(_template)]
-Templates = Annotated[tuple[Template, ...], FailFast(), Field(min_length=1)]
+Templates = Annotated[tuple[Template, ...], Field(min_length=1, fail_fast=True)]
 
 
 class Word(Message):
     """A class of a vocabulary with more than its name."""
 
     name: Phrase = Field(description="what people call it")
-    synonyms: Annotated[tuple[Phrase, ...], FailFast()] = Field((), description="further words that mean it; its score is that of the best")
+    synonyms: Annotated[tuple[Phrase, ...], Field(fail_fast=True)] = Field(
+        (), description="further words that mean it; its score is that of the best"
+    )
     templates: tuple[Template, ...] | None = Field(
         None, min_length=1, description="sentences with a place {} for the word; null: those of the request"
     )
@@ -99,14 +101,14 @@ class ImageRequest(Message):
 class NamingRequest(ImageRequest):
     """How masks are named and written."""
 
-    vocabulary: Annotated[tuple[Phrase | Word, ...], FailFast(), Field(min_length=1)] | None = Field(
+    vocabulary: Annotated[tuple[Phrase | Word, ...], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="the classes: words, or words with synonyms and templates"
     )
     vocabulary_id: str | None = Field(None, max_length=64, description="a vocabulary of GET /v1/vocabularies")
     templates: TemplateSet | Templates | None = Field(
         None, description="sentences that words are put into: a set by name, or sentences with a place {}; null: the model's own"
     )
-    scales: Annotated[tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...], FailFast(), Field(min_length=1)] | None = Field(
+    scales: Annotated[tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="canvas sides at which masks are named, pixels, multiples of 32; scores are averaged; null: the model's own"
     )
     unknown_below: Share = Field(0.0, description="a mask whose best class probability is lower has no class")
@@ -155,11 +157,13 @@ class PromptRequest(NamingRequest):
     """
 
     type: Literal["uniovseg.prompt.v1"] = "uniovseg.prompt.v1"
-    points: Annotated[tuple[tuple[Number, Number], ...], FailFast()] = Field((), description="[x, y] in pixels")
-    labels: Annotated[tuple[Literal[0, 1], ...], FailFast()] | None = Field(
+    points: Annotated[tuple[tuple[Number, Number], ...], Field(fail_fast=True)] = Field((), description="[x, y] in pixels")
+    labels: Annotated[tuple[Literal[0, 1], ...], Field(fail_fast=True)] | None = Field(
         None, description="of each point: 1 inside, 0 outside; null: each point is a prompt of its own"
     )
-    boxes: Annotated[tuple[tuple[Number, Number, Number, Number], ...], FailFast()] = Field((), description="[x, y, width, height] in pixels")
+    boxes: Annotated[tuple[tuple[Number, Number, Number, Number], ...], Field(fail_fast=True)] = Field(
+        (), description="[x, y, width, height] in pixels"
+    )
 
     @model_validator(mode="after")
     def _prompts(self) -> Self:
