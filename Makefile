@@ -1,10 +1,11 @@
 # Every target sets up .venv by itself. `make help` lists them.
 PYTHON ?= python3
 SEED ?= 0
+PORT ?= 8000
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install run-install quickstart test test-slow shapes-full real lint types contracts format clean
+.PHONY: help install run-install quickstart serve test test-slow shapes-full real lint types contracts format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +26,9 @@ run-install: .venv/run-installed ## set up .venv with what running needs, no mor
 
 quickstart: run-install ## the whole method on the shapes world, on the CPU (SEED=n)
 	$(BIN)/python jobs/quickstart.py seed=$(SEED)
+
+serve: run-install ## the service with a page to try it: the quickstart's checkpoint, else the packaged model (PORT=n)
+	$(BIN)/python -m serve port=$(PORT)
 
 # A second OpenMP thread spins while it waits: beside other work it makes small tensors ten times slower.
 test test-slow: export OMP_NUM_THREADS := 1

@@ -63,15 +63,15 @@ def run(config: LocalConfig) -> None:
 
     from serve.app import build
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     console = Console()
     packaged = config.checkpoint in checkpoint.SHIPPED
     console.print(f"model: {config.checkpoint} ({'packaged with uniovseg' if packaged else 'checkpoint folder'})", soft_wrap=True)
     if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
         cpus = max(os.cpu_count() or 1, int(config.replicas * config.cpus) + 2)
         ray.init(num_cpus=cpus, object_store_memory=256 * 1024**2, logging_level=logging.WARNING, include_dashboard=False)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which has handlers of its own
+        signal.signal(number, lambda *_: stop.set())
     serve.start(http_options={"host": config.host, "port": config.port})
     service = ServiceConfig.model_validate(config.model_dump(include=set(ServiceConfig.model_fields)))
     serve.run(build(service), name=APPLICATION, route_prefix="/")

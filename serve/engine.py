@@ -5,7 +5,8 @@ One thread at a time may use an engine.
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from serve.checkpoints import opened_checkpoint
 from serve.masks import Found
 from serve.problems import ServiceError
 from serve.schemas import (
@@ -41,6 +41,9 @@ from uniovseg.records import Category, Vocabulary
 from uniovseg.segmenter import Segmenter
 from uniovseg.segments import Region
 from uniovseg.segments import Segment as NamedMask
+
+REGISTERED = "models:/"
+"""How the URI of a registered model begins."""
 
 
 class Answered(NamedTuple):
@@ -74,7 +77,7 @@ class Engine:
             segmenter = Segmenter.load(folder, device, source.changes)
             version = fingerprint(folder, source)
         place = source.checkpoint.rstrip("/")
-        name = place if place.startswith("models:/") else place.rpartition("/")[2]
+        name = place if place.startswith(REGISTERED) else place.rpartition("/")[2]
         engine = cls(segmenter, ModelRef(name=source.name, version=version, checkpoint=name), limits)
         grey = engine.embed([np.full((64, 64, 3), 128, np.uint8)])[0]
         engine.answer(grey, PromptRequest(points=((32.0, 32.0),), vocabulary=("thing",)))
@@ -221,6 +224,23 @@ def vocabularies() -> tuple[VocabularyInfo, ...]:
         VocabularyInfo(id=name, classes=len(item), things=sum(category.is_thing for category in item.categories), fingerprint=item.fingerprint)
         for name, item in ((name, packaged(name)) for name in PACKAGED)
     )
+
+
+@contextmanager
+def opened_checkpoint(uri: str) -> Iterator[Path]:
+    """A checkpoint as a local folder: a folder, an s3:// URI, ``shapes``, or a model of the registry that MLFLOW_TRACKING_URI names.
+
+    Raises:
+        CheckpointError, StorageError: there is none, or it cannot be read.
+    """
+    if not uri.startswith(REGISTERED):
+        with checkpoint.opened(uri) as folder:
+            yield folder
+        return
+    from uniovseg.runtime import registry, tracking  # Ray and MLflow, which only such a URI needs
+
+    with registry.opened(uri, tracking.TrackingConfig().resolve()) as folder:
+        yield folder
 
 
 def fingerprint(folder: Path, source: ModelSource) -> str:
