@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field
 
 from jobs import _cli
-from uniovseg.config import Config
+from uniovseg.config import Config, fields
 from uniovseg.errors import ConfigError, DataError
 from uniovseg.runtime.ingest import IngestConfig
 
@@ -52,8 +52,8 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         _cli.run(IngestConfig, lambda _: {}, ["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for name, field in IngestConfig.model_fields.items():
-        assert f"  {name}  [" in shown and str(field.description) in shown
+    for field in fields(IngestConfig):
+        assert f"  {field.key}  [" in shown and field.description in shown
     assert "default: required" in shown and "default: 64" in shown
 
 
