@@ -1,0 +1,81 @@
+"""Hugging Face's image-segmentation task: ``InferenceClient(model="http://HOST/hf?vocabulary=cat,grass").image_segmentation("photo.jpg")``.
+
+The task has no field for words, so they stand in the address (or among ``parameters``, where a client lets one add to them).
+"""
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve.adapters.reading import ErrorRoute, Foreign, make_request, read_bytes, read_json, words_of
+from serve.api import RequestId, ServiceOf
+from serve.problems import ServiceError
+from uniovseg.api import Segment, SegmentRequest
+from uniovseg.client import decode_mask
+
+router = APIRouter(route_class=ErrorRoute, tags=["adapters"])
+
+
+class Parameters(Foreign):
+    """``parameters`` of the task, and our words."""
+
+    threshold: float | None = None
+    mask_threshold: float | None = None
+    overlap_mask_area_threshold: float | None = None
+    subtask: Literal["instance", "panoptic", "semantic"] | None = None
+    vocabulary: list[str] | None = None
+    vocabulary_id: str | None = None
+
+
+class Body(Foreign):
+    """The task's JSON body."""
+
+    inputs: str
+    parameters: Parameters = Parameters()
+
+
+@router.post("/hf")
+async def segment(
+    http: Request, service: ServiceOf, request_id: RequestId, vocabulary: str | None = None, vocabulary_id: str | None = None
+) -> Response:
+    """Hugging Face's image-segmentation task: the image as body, or ``{"inputs": base64, "parameters": {..}}``."""
+    image: bytes | None = None
+    encoded, asked = None, Parameters()
+    if http.headers.get("content-type", "").startswith("application/json"):
+        body = await read_json(http, Body, service.limits)
+        encoded, asked = {"data": body.inputs}, body.parameters
+    else:
+        image = await read_bytes(http, service.limits, service.limits.bytes) or None
+    if asked.mask_threshold not in (None, 0.5):
+        raise ServiceError(
+            "invalid_request", "mask_threshold: masks are cut where inside and outside are as likely", seen=asked.mask_threshold, allowed=0.5
+        )
+    request = make_request(
+        SegmentRequest,
+        image=encoded,
+        vocabulary=asked.vocabulary or words_of(vocabulary),
+        vocabulary_id=asked.vocabulary_id or vocabulary_id,
+        task=asked.subtask,
+        threshold=asked.threshold,
+        min_visible=asked.overlap_mask_area_threshold,
+    )
+    answer = await service.segment(request, image, request_id)
+    return JSONResponse(await asyncio.to_thread(write, answer.segments))
+
+
+def write(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    """Segments as the task answers them: each mask is a PNG of the image's size, white inside."""
+    return [{"label": segment.label or "", "score": segment.score, "mask": _png(segment)} for segment in segments]
+
+
+def _png(segment: Segment) -> str:
+    done, data = cv2.imencode(".png", decode_mask(segment).astype(np.uint8) * 255)
+    assert done, "a mask is a grey image"
+    return base64.b64encode(data.tobytes()).decode()

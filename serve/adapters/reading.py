@@ -1,0 +1,84 @@
+"""What all adapters do first: a bounded body to a typed one, and what it asks for to a request of the contract."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from serve.api import request_id_of
+from serve.problems import RETRY_AFTER_S, ServiceError, problem_of
+from serve.reading import read_body, refused
+from uniovseg.api import ImageRequest, Limits
+
+RequestT = TypeVar("RequestT", bound=ImageRequest)
+ForeignT = TypeVar("ForeignT", bound="Foreign")
+
+
+class Foreign(BaseModel):
+    """Base of the bodies of other services' clients: fields that we do not know are theirs, and ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+async def read_bytes(http: Request, limits: Limits, most: int) -> bytes:
+    """The body. Raises ServiceError where it has more than `most` bytes, comes too slowly, or ends too early."""
+    try:
+        async with asyncio.timeout(limits.upload_seconds):
+            return await read_body(http, most)
+    except TimeoutError:
+        raise ServiceError("timeout", "the request came too slowly", allowed=f"{limits.upload_seconds:g} s") from None
+    except ClientDisconnect:
+        raise ServiceError("invalid_body", "the request ended too early") from None
+
+
+async def read_json(http: Request, kind: type[ForeignT], limits: Limits, images: int = 1) -> ForeignT:
+    """The body, which holds as many images in base64, as `kind`. Raises ServiceError."""
+    return parse_json(await read_bytes(http, limits, json_bytes(limits, images)), kind)
+
+
+def json_bytes(limits: Limits, images: int = 1) -> int:
+    """Most bytes of a body with so many images in base64."""
+    return limits.request_bytes + images * 4 * (limits.bytes // 3 + 1)
+
+
+def parse_json(body: bytes, kind: type[ForeignT]) -> ForeignT:
+    """JSON as `kind`. Raises ServiceError."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise refused(error) from None
+
+
+def make_request(kind: type[RequestT], **values: Any) -> RequestT:
+    """A request of the contract; values of None are left out. Raises ServiceError."""
+    try:
+        return kind.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise refused(error, kind) from None
+
+
+def words_of(text: str | None) -> list[str] | None:
+    """The words of a query parameter, parted by commas."""
+    return None if text is None else text.rstrip().removesuffix(",").split(",")
+
+
+class ErrorRoute(APIRoute):
+    """A route whose clients look for the key ``error`` in answers that are not 200; the rest of the problem stands beside it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, with our errors caught."""
+        handle = super().get_route_handler()
+
+        async def handler(http: Request) -> Response:
+            try:
+                return await handle(http)
+            except ServiceError as error:
+                problem = problem_of(error.refusal, request_id_of(http))
+                headers = {"Retry-After": str(RETRY_AFTER_S)} if problem.status == 503 else {}
+                return JSONResponse(problem.model_dump(mode="json") | {"error": problem.detail}, problem.status, headers)
+
+        return handler
