@@ -208,6 +208,11 @@ def _plain(value: Any) -> Any:
 
 def flatten(config: Config) -> dict[str, Any]:
     """The configuration as ``{dotted key: plain value}``, the form that a tracker stores as parameters."""
+    return flatten_values(config.model_dump(mode="json"))
+
+
+def flatten_values(values: dict[str, Any]) -> dict[str, Any]:
+    """A dumped configuration as ``{dotted key: plain value}``."""
 
     def walk(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:
@@ -216,7 +221,7 @@ def flatten(config: Config) -> dict[str, Any]:
         else:
             yield prefix, value
 
-    return dict(walk(config.model_dump(mode="json"), ""))
+    return dict(walk(values, ""))
 
 
 def to_yaml(config: Config) -> str:
