@@ -1,4 +1,4 @@
-"""The command line that all jobs share: ``--config FILE``, dotted overrides, ``--help`` with every key, ``--dry-run``, and ``report.json``."""
+"""The command line that all jobs share: ``--config FILE``, dotted overrides, ``--help`` with every key, ``--dry-run``, ``report.json`` and ``config.yaml``."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ def key_help(config_type: type[Any]) -> str:
 
 
 def run(config_type: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, run `main` with the configuration, write its report; returns the exit code.
+    """Parse the command line, run `main` with the configuration, write its report and the configuration; returns the exit code.
 
     0: done. 1: the job failed for a reason that the message says. 2: the command line or the configuration is wrong.
     """
@@ -40,6 +40,7 @@ def run(config_type: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], a
         report = main(config)
         output = getattr(config, "output", None)
         if output is not None:
+            storage.write_bytes(Location.of(output) / "config.yaml", to_yaml(config).encode())
             storage.write_bytes(Location.of(output) / "report.json", (json.dumps(report, indent=2) + "\n").encode())
             Console().print(f"report: {output}/report.json", soft_wrap=True)
     except ConfigError as error:

@@ -39,6 +39,7 @@ def test_the_report_is_written(tmp_path: Path) -> None:
     config.write_text("steps: 5\noptim: {lr: 0.5}\n")
     assert _cli.run(Outer, report, ["--config", str(config), f"output={tmp_path}/new", "optim.lr=3e-4"]) == 0
     assert json.loads((tmp_path / "new/report.json").read_text()) == {"steps": 5, "lr": 3e-4}
+    assert yaml.safe_load((tmp_path / "new/config.yaml").read_text()) == {"output": f"{tmp_path}/new", "steps": 5, "optim": {"lr": 3e-4}}
 
 
 def test_dry_run_prints_the_configuration_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
