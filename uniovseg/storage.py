@@ -302,6 +302,12 @@ def size(location: Location) -> int:
     return int(found.size)
 
 
+def delete(location: Location) -> None:
+    """Delete a file. Raises MissingFileError when there is none."""
+    filesystem, path = location.filesystem()
+    with_retries(functools.partial(filesystem.delete_file, path), f"deleting {location.uri}")
+
+
 def list_files(folder: Location, ending: str | tuple[str, ...] = "", *, recursive: bool = False) -> list[Location]:
     """All files directly in a folder (or at any depth below it) whose names end so, by path; empty for a folder that does not exist."""
     filesystem, path = folder.filesystem()
