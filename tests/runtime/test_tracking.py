@@ -1,7 +1,11 @@
+import hashlib
+import json
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +17,10 @@ from pydantic import Field
 
 from uniovseg.config import Config
 from uniovseg.errors import ConfigError
-from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
+from uniovseg.runtime import provenance
+from uniovseg.runtime.tracked_job import tracked
+from uniovseg.runtime.tracking import Run, TrackingConfig, numbers, open_run, tracked_run
+from uniovseg.storage import Location
 
 
 class Inner(Config):
@@ -115,3 +122,98 @@ def test_credentials_are_refused_in_the_configuration_and_hidden_from_the_enviro
     assert "hunter2" not in str(caught.value)
     assert Run(secret, "abc").describe() == "abc in postgresql://db.example/mlflow"
     assert Run("https://mlflow.example", "abc").describe() == "abc in https://mlflow.example"
+
+
+def test_a_run_inside_another_is_its_child(tracking: TrackingConfig) -> None:
+    with tracked_run(tracking, "outer", Outer()) as outer:
+        with tracked_run(tracking, "inner", Outer()) as inner:
+            assert open_run() is inner
+        assert open_run() is outer
+    with tracked_run(tracking, "elsewhere", Outer(), parent=outer.run_id) as given:
+        pass
+    with tracked_run(tracking.model_copy(update={"parent": outer.run_id}), "trial", Outer()) as configured:
+        pass
+    client = MlflowClient(tracking_uri=tracking.uri)
+    parents = [client.get_run(run.run_id).data.tags.get("mlflow.parentRunId") for run in (outer, inner, given, configured)]
+    assert parents == [None, outer.run_id, outer.run_id, outer.run_id]
+    assert open_run().run_id is None
+
+
+def test_a_job_submitted_again_is_one_run_and_another_folder_another(tracking: TrackingConfig, tmp_path: Path) -> None:
+    ids = []
+    for folder, steps in (("a", 1), ("a", 2), ("b", 2)):
+        with tracked_run(tracking, "job", Outer(steps=steps), folder=Location.of(tmp_path / folder), resume=True) as run:
+            ids.append(run.run_id)
+            run.log(steps, {"loss": 1.0})
+    assert ids[0] == ids[1] != ids[2]
+    client = MlflowClient(tracking_uri=tracking.uri)
+    found = client.get_run(ids[0])
+    assert (found.info.status, found.data.params["steps"]) == ("FINISHED", "1")
+    assert [item.step for item in client.get_metric_history(ids[0], "loss")] == [1, 2]
+
+
+def test_a_report_s_numbers_without_tables_and_lists() -> None:
+    report = {"a": 1, "b": {"c": 0.5, "per_class": {"1": 2.0}, "d": {"e": 2}}, "yes": True, "text": "x", "list": [1], "none": None}
+    assert numbers(report | {"table": {str(index): index for index in range(51)}}) == {"a": 1.0, "b.c": 0.5, "b.d.e": 2.0}
+
+
+class TrackedJob(Config):
+    output: str = Field(..., description="")
+    data: str = Field(..., description="")
+    missing: str = Field("no/such/folder", description="")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="")
+
+
+@tracked("example")
+def example(config: TrackedJob) -> dict[str, Any]:
+    open_run().log(1, {"loss": 2.0})
+    return {"score": {"iou": 0.5}}
+
+
+def test_a_tracked_job_has_its_report_its_data_and_its_kind(tracking: TrackingConfig, shapes_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes_shards, tmp_path / "result")
+    job = TrackedJob(output=str(tmp_path / "result"), data=str(shapes_shards), tracking=tracking)
+    assert example(job) == {"score": {"iou": 0.5}}
+    found = only_run(tracking)
+    assert (found.info.run_name, found.info.status, found.data.tags["job"]) == ("result", "FINISHED", "example")
+    assert {name: value for name, value in found.data.metrics.items() if not name.startswith("system/")} == {"loss": 2.0, "score.iou": 0.5}
+    digest = hashlib.sha256((shapes_shards / "manifest.json").read_bytes()).hexdigest()[:16]
+    assert {key: value for key, value in found.data.tags.items() if key.startswith("manifest.")} == {
+        "manifest.data": digest,
+        "manifest.output": digest,
+    }
+    assert {(item.dataset.digest, item.tags[0].value) for item in found.inputs.dataset_inputs} >= {(digest, "data")}
+    client = MlflowClient(tracking_uri=tracking.uri)
+    assert json.loads(Path(client.download_artifacts(found.info.run_id, "report.json")).read_text()) == {"score": {"iou": 0.5}}
+
+
+def test_the_commit_is_the_repository_s_or_the_environment_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = Path(provenance.__file__).parents[2]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    monkeypatch.setenv("UNIOVSEG_GIT_COMMIT", "0" * 40)
+    if head.returncode == 0:
+        assert provenance.code_version()["git_commit"] == head.stdout.strip()
+    copied = tmp_path / "job/uniovseg/runtime/provenance.py"  # as Ray unpacks a working directory: no repository
+    monkeypatch.setattr(provenance, "__file__", str(copied))
+    copied.parent.mkdir(parents=True)
+    assert provenance.code_version() == {"git_commit": "0" * 40}
+    monkeypatch.setenv("UNIOVSEG_GIT_DIRTY", "true")
+    assert provenance.code_version() == {"git_commit": "0" * 40, "git_dirty": "true"}
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)  # somebody else's repository around it says nothing of this code
+    assert provenance.code_version()["git_commit"] == "0" * 40
+
+
+@pytest.mark.slow
+def test_jobs_that_begin_together_do_not_break_an_empty_store(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom uniovseg.config import Config\nfrom uniovseg.runtime.tracking import TrackingConfig, tracked_run\n"
+        "with tracked_run(TrackingConfig(uri=sys.argv[1]), 'name', Config()): pass\n"
+    )
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
+    jobs = [subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    errors = [job.communicate()[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0], errors
+    client = MlflowClient(tracking_uri=command[-1])
+    experiment = client.get_experiment_by_name("uniovseg")
+    assert experiment is not None
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED"] * 3

@@ -24,7 +24,7 @@ from uniovseg import checkpoint, storage
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import Config, flatten_values
 from uniovseg.errors import DataError, MissingFileError, StorageError
-from uniovseg.runtime.delivery import connect, without_credentials
+from uniovseg.runtime.delivery import connect, said, without_credentials
 from uniovseg.runtime.tracking import PARENT, TrackingConfig, numbers
 from uniovseg.storage import Location
 
@@ -145,7 +145,7 @@ def _stored_records(name: str, tracking: TrackingConfig, *, alone: bool) -> list
         children = _search(client, f"tags.`{PARENT}` = '{run.info.run_id}'") if alone else []
         return [_stored_record(client, item) for item in sorted(children, key=lambda item: item.info.start_time) or [run]]
     except MlflowException as error:
-        seen = f"{without_credentials(uri)}: {' '.join(str(error).split())[:300]}"
+        seen = f"{without_credentials(uri)}: {said(error)}"
         raise StorageError("MLflow cannot be read", seen=seen) from error
 
 

@@ -12,6 +12,7 @@ import base64
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -100,6 +101,11 @@ def without_credentials(uri: str) -> str:
     return uri.replace(place, place.rpartition("@")[2], 1)
 
 
+def said(error: Exception) -> str:
+    """What an error of MLflow says, in one line and without the credentials of URIs in it."""
+    return re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))[:300]
+
+
 class Delivery:
     """Delivers the entries of one process to one run.
 
@@ -162,7 +168,7 @@ class Delivery:
                     pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
                     self._wait(pause)
                     continue
-                logger.warning("MLflow refuses an entry of run %s: %s", self.run_id, " ".join(str(error).split())[:300])
+                logger.warning("MLflow refuses an entry of run %s: %s", self.run_id, said(error))
             pause = 0.0
             with self._changed:
                 for _ in batch:

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 from uniovseg import checkpoint, storage
 from uniovseg.config import Config
 from uniovseg.errors import CheckpointError, ConfigError, StorageError, UniOVSegError
-from uniovseg.runtime.delivery import connect, without_credentials
+from uniovseg.runtime.delivery import connect, said, without_credentials
 from uniovseg.runtime.tracking import IDENTITY, Run, TrackingConfig
 from uniovseg.storage import Location
 
@@ -91,7 +91,7 @@ def _there(client: "MlflowClient", name: str) -> str:
 
 
 def _away(uri: str, error: Exception) -> StorageError:
-    seen = f"{without_credentials(uri)}: {' '.join(str(error).split())[:300]}"
+    seen = f"{without_credentials(uri)}: {said(error)}"
     return StorageError("the model registry cannot be used", seen=seen, fix="does the tracking server run, and may these credentials use it?")
 
 

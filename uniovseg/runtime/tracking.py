@@ -27,7 +27,7 @@ from uniovseg import storage
 from uniovseg.config import Config, flatten, to_yaml
 from uniovseg.errors import ConfigError, MissingFileError, StorageError
 from uniovseg.runtime import provenance
-from uniovseg.runtime.delivery import Artifact, Delivery, Ending, Entry, Metrics, Parameters, connect, keep, without_credentials
+from uniovseg.runtime.delivery import Artifact, Delivery, Ending, Entry, Metrics, Parameters, connect, keep, said, without_credentials
 from uniovseg.runtime.system_metrics import SystemMetrics
 from uniovseg.storage import Location
 
@@ -274,7 +274,7 @@ def _log_datasets(run: Run, values: Mapping[str, Any]) -> None:
         for item in found:
             client.set_tag(run.run_id, f"manifest.{item.key}", item.digest)
     except MlflowException as error:
-        logger.warning("the data sets of run %s are not logged: %s", run.run_id, " ".join(str(error).split())[:300])
+        logger.warning("the data sets of run %s are not logged: %s", run.run_id, said(error))
 
 
 def _open(uri: str, tracking: TrackingConfig, name: str, tags: dict[str, Any], folder: Location | None) -> "StoredRun":
@@ -297,7 +297,7 @@ def _open(uri: str, tracking: TrackingConfig, name: str, tags: dict[str, Any], f
         except MlflowException as error:
             if attempt == STARTS - 1 or error.get_http_status_code() in (400, 401, 403):
                 raise StorageError(
-                    "the tracking server does not open a run", seen=f"{without_credentials(uri)}: {' '.join(str(error).split())[:300]}",
+                    "the tracking server does not open a run", seen=f"{without_credentials(uri)}: {said(error)}",
                     fix="does it run, and may these credentials write there? Without tracking.uri and MLFLOW_TRACKING_URI nothing is tracked",
                 ) from error  # fmt: skip
             storage.pause(attempt + 3)
