@@ -1,0 +1,133 @@
+"""Around a handle of Ray Serve: calls are sent again when their replica died, and for no other reason."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve.exceptions import BackPressureError
+
+from serve.calls import Call, NeedsImage
+from serve.deployments import RESENDS, RemoteImages, Replicas, api_keys
+from serve.measures import Measures
+from serve.problems import ServiceError
+from uniovseg.errors import ConfigError
+
+
+class Response:
+    """What a handle gives back at once."""
+
+    def __init__(self, outcome: Any) -> None:
+        self.outcome, self.cancelled = outcome, False
+
+    def __await__(self) -> Any:
+        return self._result().__await__()
+
+    async def _result(self) -> Any:
+        if self.outcome is None:
+            await asyncio.Event().wait()
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """Stands in for a deployment's handle: its methods answer with the outcomes in order."""
+
+    def __init__(self, *outcomes: Any) -> None:
+        self.responses = [Response(outcome) for outcome in outcomes]
+        self.sent: list[Any] = []
+        self.sessions: list[str] = []
+
+    def options(self, session_id: str) -> "Handle":
+        self.sessions.append(session_id)
+        return self
+
+    def __getattr__(self, name: str) -> "Handle":
+        return self
+
+    def remote(self, *arguments: Any) -> Response:
+        self.sent.append(arguments)
+        return self.responses[len(self.sent) - 1]
+
+
+CALL = Call(request=None, image=b"x", image_id=None, seconds=60.0)
+DEAD = ActorDiedError()
+AWAY = ActorUnavailableError("away", b"0" * 16)
+
+
+def asked(handle: Handle, call: Call = CALL) -> Any:
+    return asyncio.run(Replicas(handle, Measures("test")).call(call))
+
+
+def test_a_dead_replica_is_not_the_callers_problem() -> None:
+    handle = Handle(DEAD, AWAY, NeedsImage())
+    measures = Measures("test")
+    assert asyncio.run(Replicas(handle, measures).call(CALL)) == NeedsImage()
+    assert len(handle.sent) == 3
+    assert b'uniovseg_resent_total{process="test"} 2.0' in measures.text()
+    seconds = [sent[0].seconds for sent in handle.sent]
+    assert seconds == sorted(seconds, reverse=True) and seconds[0] <= 60
+
+
+def test_it_is_after_the_last_time() -> None:
+    with pytest.raises(ServiceError) as raised:
+        asked(Handle(*[DEAD] * (RESENDS + 1), NeedsImage()))
+    assert raised.value.refusal.code == "replica_lost"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(BackPressureError(num_queued_requests=3, max_queued_requests=3), ServiceError), (ZeroDivisionError(), ZeroDivisionError)]
+)
+def test_other_failures_are_not_tried_again(error: Exception, expected: type[Exception]) -> None:
+    handle = Handle(error, NeedsImage())
+    with pytest.raises(expected) as raised:
+        asked(handle)
+    assert len(handle.sent) == 1
+    if isinstance(raised.value, ServiceError):
+        assert raised.value.refusal.code == "overloaded"
+
+
+def test_an_image_id_is_the_session() -> None:
+    handle = Handle(NeedsImage())
+    asked(handle, Call(request=None, image=None, image_id="abc", seconds=1.0))
+    assert handle.sessions == ["abc"]
+
+
+def test_a_caller_that_gives_up_tells_the_replica() -> None:
+    handle = Handle(None)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await Replicas(handle, Measures("test")).call(CALL)
+
+    asyncio.run(main())
+    assert handle.responses[0].cancelled
+
+
+def test_the_store_of_images() -> None:
+    assert asyncio.run(RemoteImages(Handle(DEAD, b"file")).get("abc")) == b"file"
+    with pytest.raises(ServiceError):
+        asyncio.run(RemoteImages(Handle(DEAD, DEAD, DEAD)).put("abc", b"file"))
+    asyncio.run(RemoteImages(Handle(None)).touch("abc"))
+
+
+def test_keys_come_from_the_environment_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: Callable[[str | None], tuple[str, ...]] = api_keys
+    monkeypatch.delenv("UNIOVSEG_API_KEYS", raising=False)
+    assert read(None) == ()
+    file = tmp_path / "keys"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read(str(file))
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match="empty"):
+        read(str(file))
+    file.write_text("one\ntwo\n")
+    monkeypatch.setenv("UNIOVSEG_API_KEYS", "two, three,")
+    assert read(str(file)) == ("two", "three", "one")

@@ -1,0 +1,123 @@
+"""Work waits for nothing but the thread: lone work first, then all that is alike; what nobody waits for is never begun."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from serve.model_thread import Group, ModelThread
+
+LATER = time.monotonic() + 10_000
+
+
+@pytest.fixture
+def thread() -> Iterator[ModelThread]:
+    made = ModelThread()
+    yield made
+    made.close()
+
+
+class Gate:
+    """Holds the thread until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.entered.set()
+        assert self.opened.wait(60)
+
+
+async def held(thread: ModelThread) -> tuple[Gate, "asyncio.Future[None]"]:
+    gate = Gate()
+    busy = asyncio.ensure_future(thread.call(gate, LATER))
+    await asyncio.to_thread(gate.entered.wait, 60)
+    return gate, busy
+
+
+def test_what_waits_is_done_together_and_lone_work_first(thread: ModelThread) -> None:
+    batches: list[list[int]] = []
+
+    def double(items: Sequence[int]) -> list[int]:
+        batches.append(list(items))
+        return [2 * item for item in items]
+
+    async def main() -> None:
+        group, other = Group(double, 3), Group(double, 3)
+        gate, busy = await held(thread)
+        calls = [thread.grouped(other if item == 2 else group, item, LATER) for item in range(6)]
+        waiting = asyncio.gather(*calls, thread.call(lambda: batches.append([-1]), LATER))
+        await asyncio.sleep(0)
+        gate.opened.set()
+        assert await waiting == [0, 2, 4, 6, 8, 10, None]
+        await busy
+
+    asyncio.run(main())
+    assert batches == [[-1], [0, 1, 3], [2], [4, 5]]
+
+
+def test_a_bad_item_fails_alone(thread: ModelThread) -> None:
+    def invert(items: Sequence[int]) -> list[float]:
+        return [1 / item for item in items]
+
+    async def main() -> list[object]:
+        group = Group(invert, 8)
+        gate, busy = await held(thread)
+        waiting = asyncio.gather(*(thread.grouped(group, item, LATER) for item in (1, 0, 2)), return_exceptions=True)
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await busy
+        return list(await waiting)
+
+    first, second, third = asyncio.run(main())
+    assert (first, third) == (1.0, 0.5)
+    assert isinstance(second, ZeroDivisionError)
+
+
+def test_late_and_cancelled_work_is_never_begun(thread: ModelThread) -> None:
+    done: list[str] = []
+
+    async def main() -> None:
+        gate, busy = await held(thread)
+        late = asyncio.ensure_future(thread.call(lambda: done.append("late"), 0.0))
+        cancelled = asyncio.ensure_future(thread.call(lambda: done.append("cancelled"), LATER))
+        last = asyncio.ensure_future(thread.call(lambda: done.append("last"), LATER))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.sleep(0)
+        gate.opened.set()
+        with pytest.raises(TimeoutError):
+            await late
+        await last
+        await busy
+
+    asyncio.run(main())
+    assert done == ["last"]
+
+
+def test_a_failure_belongs_to_its_caller(thread: ModelThread) -> None:
+    async def main() -> int:
+        with pytest.raises(SystemExit):
+            await thread.call(lambda: exit(1), LATER)
+        return await thread.call(lambda: 7, LATER)
+
+    assert asyncio.run(main()) == 7
+    assert thread.alive
+
+
+def test_closing_cancels_what_waits() -> None:
+    thread = ModelThread()
+
+    async def main() -> None:
+        gate, busy = await held(thread)
+        waiting = asyncio.ensure_future(thread.call(lambda: 1, LATER))
+        await asyncio.sleep(0)
+        thread.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        gate.opened.set()
+        await busy
+
+    asyncio.run(main())
