@@ -8,10 +8,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jobs import _cli
-from uniovseg.benchmarks import data, mask_classification
+from uniovseg.benchmarks import data, feed, mask_classification
 
 SUBJECTS: dict[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
     "data": (data.DataBenchmarkConfig, data.run),
+    "feed": (feed.FeedBenchmarkConfig, feed.run),
     "mask_classification": (mask_classification.MaskClassificationBenchmarkConfig, mask_classification.run),
 }
 

@@ -199,15 +199,15 @@ def measure_ray(shards: ShardSet, config: DataBenchmarkConfig) -> float:
     with ray_session(1):
         batches = ray_batches(rows, maker, 0, steps * (1 + config.ray_epochs))
         deque(islice(batches, steps), maxlen=0)
-        since = _cpu_seconds()
+        since = cpu_seconds()
         made = sum(len(batch.keys) for batch in batches)
-        return (_cpu_seconds() - since) / made
+        return (cpu_seconds() - since) / made
 
 
-def _cpu_seconds() -> float:
-    """CPU time so far of this process and of all that descend from it."""
+def cpu_seconds(not_counted: Sequence[int] = ()) -> float:
+    """CPU time so far of this process and of all that descend from it and live, but for those whose ids are given."""
     this = psutil.Process()
-    return sum(sum(process.cpu_times()[:2]) for process in [this, *this.children(recursive=True)])
+    return sum(sum(process.cpu_times()[:2]) for process in [this, *this.children(recursive=True)] if process.pid not in not_counted)
 
 
 def run(config: DataBenchmarkConfig) -> dict[str, Any]:
