@@ -37,11 +37,9 @@ def store_bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> 
     return make_bucket(object_store)
 
 
-def make_bucket(store: ObjectStore) -> str:
+def make_bucket(store: ObjectStore, name: str | None = None) -> str:
     """The URI of a new bucket."""
-    client = boto3.client(
-        "s3", endpoint_url=store.endpoint, region_name="us-east-1", aws_access_key_id=store.access_key, aws_secret_access_key=store.secret_key
-    )
-    name = f"bucket-{uuid.uuid4().hex[:8]}"
-    client.create_bucket(Bucket=name)
+    session = boto3.session.Session(store.access_key, store.secret_key, region_name="us-east-1")
+    name = name or f"bucket-{uuid.uuid4().hex[:8]}"
+    session.client("s3", endpoint_url=store.endpoint).create_bucket(Bucket=name)
     return f"s3://{name}"

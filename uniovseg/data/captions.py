@@ -45,13 +45,8 @@ def parquet_ranges(source: str, rows: int) -> list[tuple[int, int]]:
         DataError: not a Parquet file, or not of pairs.
     """
 
-    def read() -> pq.FileMetaData:
-        filesystem, path = Location(source).filesystem()
-        with filesystem.open_input_file(path) as file:
-            return pq.read_metadata(file)
-
     try:
-        metadata = storage.with_retries(read, f"reading {source}")
+        metadata = _metadata(source)
     except pa.ArrowInvalid as error:
         raise DataError("not a Parquet file", seen=f"{source}: {error}") from error
     columns = metadata.schema.to_arrow_schema()
@@ -69,6 +64,15 @@ def parquet_ranges(source: str, rows: int) -> list[tuple[int, int]]:
     return ranges
 
 
+def _metadata(source: str) -> pq.FileMetaData:
+    def read() -> pq.FileMetaData:
+        filesystem, path = Location(source).filesystem()
+        with filesystem.open_input_file(path) as file:
+            return pq.read_metadata(file)
+
+    return storage.with_retries(read, f"reading {source}")
+
+
 def read_parquet(source: str, begin: int, end: int) -> Iterator[Pair]:
     """The pairs of a range that `parquet_ranges` gave. Raises StorageError when the file cannot be read."""
 
@@ -77,9 +81,7 @@ def read_parquet(source: str, begin: int, end: int) -> Iterator[Pair]:
         with filesystem.open_input_file(path) as file:
             return pq.ParquetFile(file, pre_buffer=True).read_row_group(group, list(COLUMNS))
 
-    filesystem, path = Location(source).filesystem()
-    with filesystem.open_input_file(path) as file:
-        metadata = pq.read_metadata(file)
+    metadata = _metadata(source)
     row = 0
     for group in range(metadata.num_row_groups):
         if begin <= row < end:
