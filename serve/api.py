@@ -14,10 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
 from serve.front import Front
 from serve.measures import Measures
+from serve.page_files import PageFiles
 from serve.problems import KINDS, RETRY_AFTER_S, ServiceError, problem_of
 from serve.reading import RAW, read_request
 from serve.schemas import (
@@ -185,7 +185,7 @@ def create_api(
         api.include_router(router, dependencies=[Depends(_key_check(tuple(keys)))] if keys else [])
     api.include_router(health)
     if page is not None:
-        api.mount("/", StaticFiles(directory=page, html=True), name="page")
+        api.mount("/", PageFiles(directory=page, html=True), name="page")
     api.add_exception_handler(ServiceError, _refused)
     api.add_exception_handler(HTTPException, _refused_by_framework)
     api.add_exception_handler(RequestValidationError, _refused_by_framework)

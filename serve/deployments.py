@@ -154,6 +154,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from ray.serve import get_replica_context
 
+        from serve import samples
         from serve.adapters import ROUTERS
         from serve.api import create_api
         from serve.service import Service
@@ -168,7 +169,7 @@ class Ingress:
             uploads=config.uploads,
             keys=self.keys,
             cors_origins=config.cors_origins,
-            routers=ROUTERS,
+            routers=(*ROUTERS, samples.router),
             page=page if (page / "index.html").exists() else None,
             echo_request_id=False,
         )
