@@ -1,6 +1,7 @@
 """Sweep over scale sets or over the settings of a training: `python jobs/tune.py --config jobs/configs/sweep_scales_shapes.yaml`; --resume goes on."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -15,5 +16,10 @@ def main(config: SweepConfig) -> dict[str, object]:
     return sweep(config)
 
 
+def arguments(argv: Sequence[str]) -> list[str]:
+    """The command line with --resume as the override that it stands for."""
+    return ["resume=true" if argument == "--resume" else argument for argument in argv]
+
+
 if __name__ == "__main__":
-    sys.exit(_cli.run(SweepConfig, main, ["resume=true" if argument == "--resume" else argument for argument in sys.argv[1:]]))
+    sys.exit(_cli.run(SweepConfig, main, arguments(sys.argv[1:])))

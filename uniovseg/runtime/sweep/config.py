@@ -62,6 +62,7 @@ class SchedulerConfig(Config):
     grace_steps: int = Field(1, ge=1, description="asha: optimizer steps before which no trial is stopped")
     reduction: int = Field(2, ge=2, description="asha: one trial of so many goes on")
     interval_steps: int = Field(1, ge=1, description="pbt: optimizer steps between two comparisons")
+    synchronous: bool = Field(False, description="pbt: at each comparison all trials wait for one another; each then starts its workers anew")
     share: float = Field(0.25, gt=0, le=0.5, description="pbt: share of the trials that take over, and that are taken over")
     resample: float = Field(0.25, ge=0, le=1, description="pbt: probability that a value is drawn anew rather than moved a little")
 

@@ -150,6 +150,7 @@ def _scheduler(config: SweepConfig, steps: int | None) -> TrialScheduler:
             hyperparam_mutations={key: space.listed or space.sampled() for key, space in config.space.items()},
             quantile_fraction=settings.share,
             resample_probability=settings.resample,
+            synch=settings.synchronous,
         )
     return FIFOScheduler()
 
