@@ -104,9 +104,11 @@ class Engine:
         """Do what a request asks for on an image.
 
         Raises:
-            ServiceError: points or boxes outside the image, a vocabulary that cannot be used.
+            ServiceError: points or boxes outside the image, a vocabulary that cannot be used or is too much work.
         """
         assert isinstance(request, NamingRequest), request
+        if isinstance(request, PromptRequest):
+            check_inside(request, embedded.size)
         vocabulary = vocabulary_of(request)
         if vocabulary is not None and request.vocabulary_id is None:
             self._check_sentences(request, vocabulary)
@@ -174,6 +176,17 @@ def _segmented(segmenter: Segmenter, embedded: EmbeddedImage, request: SegmentRe
             x0, y0, x1, y1 = rest.boxes_xyxy()[0].tolist()
             found.append(Found(rest.to_coco()[0], (x0, y0, x1, y1), area))
     return found
+
+
+def check_inside(request: PromptRequest, size: tuple[int, int]) -> None:
+    """Refuse points and boxes that lie outside an image of `size` (h, w). Raises ServiceError."""
+    height, width = size
+    corners = [("points", (x, y), (x, y)) for x, y in request.points] + [("boxes", (x, y, w, h), (x + w, y + h)) for x, y, w, h in request.boxes]
+    for what, seen, (right, bottom) in corners:
+        if not (0 <= seen[0] <= right <= width and 0 <= seen[1] <= bottom <= height):
+            raise ServiceError(
+                "invalid_request", f"{what}: outside the image", seen=str(list(seen)), allowed=f"x from 0 to {width}, y from 0 to {height}"
+            )
 
 
 def _of_region(region: Region) -> Found:

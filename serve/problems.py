@@ -76,10 +76,11 @@ def problem_of(refusal: Refusal, request_id: str) -> Problem:
 
 def shown(value: Any) -> Any:
     """A value as an answer may repeat it: numbers as they are, all else as short text that any encoding can carry."""
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) < 2**53):
         return value
-    if isinstance(value, int | float) and abs(value) < 2**53:
-        return value
-    text = value if isinstance(value, str) else repr(value)[: 4 * SEEN_LENGTH] if not isinstance(value, int) else "a huge number"
+    if isinstance(value, int | float):
+        text = "a huge number" if isinstance(value, int) else repr(value)
+    else:
+        text = value if isinstance(value, str) else repr(value)
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= SEEN_LENGTH else f"{text[:SEEN_LENGTH]}…"

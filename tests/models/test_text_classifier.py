@@ -113,3 +113,16 @@ def test_the_classifier_of_a_vocabulary(clip: Clip) -> None:
     torch.testing.assert_close(classifier.embeddings, embed_phrases(clip, ["star", "red star", "water"], TEMPLATES["simple"]), rtol=1e-5, atol=1e-6)
     best = classifier.scores(classifier.embeddings).argmax(1)
     assert best.tolist() == [0, 0, 1]
+
+
+def test_a_class_may_bring_its_templates(clip: Clip) -> None:
+    own = ("the {} of my neighbour", "{}")
+    vocabulary = Vocabulary(
+        "three", (Category(0, "star", ("star",)), Category(1, "water", ("water", "sea"), templates=own), Category(2, "ring", ("ring",)))
+    )
+    classifier = build_text_classifier(clip, vocabulary, TEMPLATES["simple"])
+    assert classifier.class_of.tolist() == [0, 1, 1, 2]
+    torch.testing.assert_close(classifier.embeddings[[0, 3]], embed_phrases(clip, ["star", "ring"], TEMPLATES["simple"]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(classifier.embeddings[1:3], embed_phrases(clip, ["water", "sea"], own), rtol=1e-5, atol=1e-6)
+    plain = Vocabulary("three", tuple(Category(item.id, item.name, item.synonyms) for item in vocabulary.categories))
+    assert plain.fingerprint != vocabulary.fingerprint

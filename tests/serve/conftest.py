@@ -4,7 +4,9 @@ import asyncio
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -51,6 +53,13 @@ def encoded(image: NDArray[np.uint8], form: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, form)
     return buffer.getvalue()
+
+
+def decoded_map(data: bytes) -> NDArray[np.integer[Any]]:
+    """The values of a grey PNG [h, w]."""
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert values is not None and values.ndim == 2
+    return values  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import base64
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from serve.masks import Found, trace, write_id_map, write_segments
 from serve.schemas import CocoRle, Polygons
+from tests.serve.conftest import decoded_map
 from uniovseg.ops.run_length import RunLengthMasks
 
 
@@ -76,7 +76,7 @@ def test_in_an_id_map_the_first_is_on_top(count: int) -> None:
     rng = np.random.default_rng(1)
     masks = [rng.random((40, 50)) < 0.02 for _ in range(count)]
     written = write_id_map([found(mask) for mask in masks], (40, 50))
-    ids = cv2.imdecode(np.frombuffer(base64.b64decode(written.data), np.uint8), cv2.IMREAD_UNCHANGED)
+    ids = decoded_map(base64.b64decode(written.data))
     assert written.type == ("png16" if count > 255 else "png8")
     assert ids.dtype == (np.uint16 if count > 255 else np.uint8)
     expected = np.zeros((40, 50), int)

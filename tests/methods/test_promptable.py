@@ -1,0 +1,23 @@
+"""Images embedded together are as those embedded alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
+from uniovseg.methods.mask_generation import MaskGeneration
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_images_embedded_together_are_as_alone(tiny_method: MaskGeneration, count: int) -> None:
+    scene = draw_scene(SceneConfig(size=90), scene_rng(0, 0, 1), held_out=True).image
+    images = [np.ascontiguousarray(part) for part in (scene[:50], scene[:, :30], scene)][:count]
+    for image, embedded in zip(images, tiny_method.embed_many(images), strict=True):
+        alone = tiny_method.embed(image)
+        assert embedded.image is image
+        assert embedded.view == alone.view
+        for together, one in zip(
+            (embedded.pixel.mask_features, *embedded.pixel.levels), (alone.pixel.mask_features, *alone.pixel.levels), strict=True
+        ):
+            torch.testing.assert_close(together, one, rtol=1e-4, atol=1e-5)
+            assert together.untyped_storage().nbytes() == together.nelement() * together.element_size()  # nothing of the others is kept
