@@ -14,7 +14,7 @@ import { Status } from "./status.js";
 import { namingOf, titleOf } from "./vocabulary.js";
 
 const MODES = ["words", "prompts", "everything"];
-const SAMPLES = [3, 11, 24];
+const SAMPLES = [28, 33, 24];
 const TASK_NOTES = {
   panoptic: "Things one by one, and grounds such as grass as a whole.",
   semantic: "A class for every pixel.",
@@ -25,8 +25,12 @@ const get = (id) => document.getElementById(id);
 const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).value;
 
 const status = new Status();
+const keyOf = keyField();
 const service = new Service({
-  askKey: keyField(),
+  askKey: (refused) => {
+    status.say("The service asks for a key.");
+    return keyOf(refused);
+  },
   onWait: (seconds, problem) => status.say(`${problem.title}. Trying again in ${seconds} s…`),
 });
 const stage = new Stage(get("canvas"), get("frame"));
@@ -42,8 +46,8 @@ let sampleWords = "";
 
 // -- work -------------------------------------------------------------------------------------------------------------------------------------------
 
-/** Does one thing at a time: what went on before is stopped. */
-async function run(text, todo) {
+/** Does one thing at a time: what went on before is stopped. `again` is what a person's "try again" does. */
+async function run(text, todo, again = () => run(text, todo)) {
   work?.abort();
   const mine = (work = new AbortController());
   status.begin(text, () => mine.abort());
@@ -54,7 +58,7 @@ async function run(text, todo) {
     if (error.name === "AbortError") status.say("Stopped.");
     else {
       if (!(error instanceof ServiceError)) console.error(error);
-      status.fail(error, () => run(text, todo));
+      status.fail(error, again);
     }
   } finally {
     if (work === mine) {
@@ -102,7 +106,6 @@ async function load(file, signal) {
   answers = new Map();
   prompts.reset();
   get("empty").hidden = true;
-  get("keys").hidden = false;
   get("canvas").setAttribute("aria-label", `Image ${picture.name}, ${picture.width} by ${picture.height} pixels`);
   stage.show({ picture, crosshair: null });
   showResult();
@@ -156,14 +159,14 @@ function segment() {
     return;
   }
   const task = chosen("task");
-  run("Looking for the words…", async (signal) => finish("words", await ask("v1/segment", { ...words, task }, signal), words));
+  run("Looking for the words…", async (signal) => finish("words", await ask("v1/segment", { ...words, task }, signal), words), segment);
 }
 
 function everything() {
   if (needsPicture()) return;
   const words = naming();
   const grid = get("grid").value ? { points_per_side: Number(get("grid").value) } : {};
-  run("Looking for everything…", async (signal) => finish("everything", await ask("v1/everything", { ...words, ...grid }, signal), words));
+  run("Looking for everything…", async (signal) => finish("everything", await ask("v1/everything", { ...words, ...grid }, signal), words), everything);
 }
 
 function finish(name, answer, words) {
@@ -194,15 +197,16 @@ async function prompted() {
     status.say(pending ? "A mask needs a positive point too." : keyed.length ? `${counted(keyed.length)}.` : "Click the image, or drag a box on it.");
     return;
   }
-  await run("Finding the mask…", async (signal) => {
+  const find = async (signal) => {
     for (const { prompt, key } of missing) {
       const answer = await ask("v1/prompt", { ...prompt, ...words }, signal);
-      answers.set(key, { segment: prepared(answer.segments.slice(0, 1))[0], model: answer.model });
+      const [found] = prepared(answer.segments);
+      answers.set(key, { segment: found, model: answer.model });
       compose();
-      const found = answers.get(key).segment;
       status.say(`${nameOf(found)}: predicted IoU ${found.predicted_iou.toFixed(2)}, in ${duration(answer.timing_ms.total)}.`);
     }
-  });
+  };
+  await run("Finding the mask…", find, prompted);
 }
 
 const counted = (count) => (count === 1 ? "1 segment" : `${count} segments`);

@@ -70,8 +70,8 @@ export class Stage {
     canvas.hidden = !picture;
     if (!picture) return;
     if (this.#stale) this.#colour();
-    const narrow = matchMedia("(max-width: 899px)").matches;
-    const room = Math.max(240, innerHeight * (narrow ? 0.6 : 0.74));
+    const beside = matchMedia("(min-width: 900px), (orientation: landscape)").matches;
+    const room = Math.max(240, innerHeight * (beside ? 0.74 : 0.46));
     const scale = Math.min(this.frame.clientWidth / picture.width, room / picture.height);
     const [width, height] = [picture.width * scale, picture.height * scale];
     const dense = devicePixelRatio;
@@ -109,11 +109,14 @@ export class Stage {
     const taken = [];
     const order = [...this.segments.keys()].sort((a, b) => (b === this.raised) - (a === this.raised) || this.segments[b].area - this.segments[a].area);
     for (const place of order) {
-      const { label, anchor, visible, colour } = this.segments[place];
+      const { label, anchor, visible, colour, bbox } = this.segments[place];
       if (!label || !visible || !anchor) continue;
       const across = context.measureText(label).width + 14;
-      const x = Math.min(width - across - 2, Math.max(2, anchor[0] * scale - across / 2));
-      const y = Math.min(height - 22, Math.max(2, anchor[1] * scale - 10));
+      const [left, top, wide, high] = bbox.map((value) => value * scale);
+      const small = wide < 1.5 * across || high < 60; // then the name stands above it, or below
+      const middle = small ? [left + wide / 2, top > 24 ? top - 13 : top + high + 13] : anchor.map((value) => value * scale);
+      const x = Math.min(width - across - 2, Math.max(2, middle[0] - across / 2));
+      const y = Math.min(height - 22, Math.max(2, middle[1] - 10));
       if (taken.some((other) => x < other.x + other.across + 2 && other.x < x + across + 2 && Math.abs(other.y - y) < 22)) continue;
       taken.push({ x, y, across });
       context.globalAlpha = this.raised === null || this.raised === place ? 0.94 : 0.5;

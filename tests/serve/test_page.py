@@ -33,7 +33,7 @@ from tests.serve.shapes_backend import Truth, parts
 from uniovseg.data.shapes import Scene
 
 PAGE = Path(__file__).parents[2] / "serve" / "page"
-SEED = 3  # the first sample of the page
+SEED = 28  # the first sample of the page
 LIMITS = Limits(words=20, side=1000)
 WAIT_MS = 60_000
 
@@ -385,9 +385,9 @@ def test_all_controls_come_in_order_and_show_their_focus(page: Page) -> None:
         name, outline = page.evaluate("""() => {
             const now = document.activeElement;
             const shown = now.matches(".choice input") ? now.nextElementSibling : now;
-            return [now.id || now.name || now.closest("[id]")?.id, getComputedStyle(shown).outlineStyle];
+            return [now.id || now.name || now.closest("[id]")?.id || now.localName, getComputedStyle(shown).outlineStyle];
         }""")
-        if name is None or (reached and name == reached[0]):
+        if name == "body" or name in reached[:1]:
             break
         assert outline == "solid", name
         reached.append(name)
@@ -639,7 +639,7 @@ def test_a_finger_taps_holds_and_drags(open_page: Callable[..., Page], server: S
     page.locator("#tab-prompts").tap()
     (_, first), (_, second), *_ = object_masks(scene)
     page.touchscreen.tap(*at(page, *inside(first)))
-    status(page, "Mask 1")
+    status(page, "predicted IoU")
     touch = page.context.new_cdp_session(page)
 
     def send(kind: str, *points: tuple[float, float]) -> None:
