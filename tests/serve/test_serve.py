@@ -1,6 +1,7 @@
 """The application on Ray Serve, with the packaged model: it answers right, and goes on answering when a replica dies or the model is swapped."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import cv2
 import httpx2
 import numpy as np
 import pytest
+import ray
 import yaml
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
@@ -24,7 +26,6 @@ from tests.cluster.files import ROOT
 from tests.cluster.test_serve_configs import unknown_keys
 from tests.serve.conftest import encoded
 from uniovseg.data.shapes import CLASS_NAMES, Scene, SceneConfig, draw_scene, scene_rng
-from uniovseg.runtime.session import ray_session
 
 SECONDS = 280.0
 """Patience with a busy machine; nothing here is timed."""
@@ -74,11 +75,12 @@ def url(port: int) -> Iterator[str]:
     """The address of a running service."""
     if os.environ.get("RAY_ADDRESS"):
         pytest.fail("RAY_ADDRESS is set: these tests want a cluster of their own")
-    with ray_session(4):
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        deploy(port, "uniovseg")
-        yield f"http://127.0.0.1:{port}"
-        serve.shutdown()
+    ray.init(num_cpus=4, object_store_memory=256 * 1024**2, include_dashboard=False, logging_level=logging.WARNING)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    deploy(port, "uniovseg")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
