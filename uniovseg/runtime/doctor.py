@@ -28,6 +28,7 @@ from uniovseg import checkpoint, storage
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.data.shards import ShardSet
 from uniovseg.errors import CheckpointError, ConfigError, MissingFileError, StorageError, UniOVSegError
+from uniovseg.runtime import registry
 from uniovseg.runtime.datasets import CPUS_OF_A_FEED
 from uniovseg.runtime.model_size import model_size
 from uniovseg.runtime.session import ray_session
@@ -48,7 +49,7 @@ FULLEST = 0.95
 ANSWER_SECONDS = 120
 """How long a node may take to start a process and look around."""
 
-REGISTERED = "models:/"
+REGISTERED = registry.MODELS
 """How the URI of a model in MLflow's registry begins."""
 
 FILE_STORES = ("sqlite:", "file:")
@@ -249,7 +250,7 @@ def check_init(config: "TrainJobConfig") -> str:
     if init in checkpoint.SHIPPED:
         return f"{init}, packaged"
     if init.startswith(REGISTERED):
-        check_registered(init, config.tracking.resolve())
+        registry.find(init, config.tracking.resolve())
         return f"{init}, registered"
     manifest = Location.of(init) / checkpoint.MANIFEST
     try:
@@ -262,24 +263,6 @@ def check_init(config: "TrainJobConfig") -> str:
     except ValueError as error:
         raise CheckpointError("init: the checkpoint's manifest cannot be read", seen=manifest.uri, fix="it may be of another version") from error
     return f"{init}: {info.method.get('name')}, step {info.step}"
-
-
-def check_registered(uri: str, tracking_uri: str | None) -> None:
-    """Raise CheckpointError when MLflow's registry has no model ``models:/name/version`` or ``models:/name@alias``."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    name, at, alias = uri.removeprefix(REGISTERED).partition("@")
-    name, _, version = name.partition("/")
-    if not name or bool(at) == bool(version):
-        raise CheckpointError("init: not the URI of a registered model", seen=uri, allowed="models:/name/version or models:/name@alias")
-    if tracking_uri is None:
-        raise CheckpointError("init: there is no registry to look in", seen=uri, fix="set tracking.uri or MLFLOW_TRACKING_URI")
-    client = MlflowClient(tracking_uri=tracking_uri)
-    try:
-        client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)
-    except MlflowException as error:
-        raise CheckpointError("init: no such registered model", seen=uri, fix=" ".join(str(error).split())[:200]) from error
 
 
 def check_tracking(config: "TrainJobConfig") -> str:

@@ -1,0 +1,178 @@
+"""What a deployment has, on this machine: an object store, an MLflow server, and a Ray cluster of two nodes that asks for a token.
+
+All are processes of the test, ended by their ids with all that descends from them.
+"""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from tests.object_store import SECRET, make_bucket
+from uniovseg.benchmarks.object_store import ObjectStore
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = Path(sys.executable).parent
+
+START_SECONDS = 300
+"""Only so that a fault ends; a quiet machine needs some seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What runs, and the environment of one who may use it.
+
+    Attributes:
+        bucket: URI of an empty bucket.
+        tracking_uri: of the MLflow server.
+        dashboard: URL that jobs are submitted to.
+        environment: of the nodes: AWS credentials, endpoint, Ray's token.
+        logs: folder of what the processes print.
+        ray_folders: of Ray's own files.
+    """
+
+    bucket: str
+    tracking_uri: str
+    dashboard: str
+    environment: Mapping[str, str]
+    logs: Path
+    ray_folders: tuple[Path, ...]
+
+    def submit(self, *arguments: str, working_dir: Path = ROOT, timeout: float = 900) -> str:
+        """Run a command as a job of the cluster, with the repository as its working directory; what it printed.
+
+        Raises:
+            AssertionError: the job failed.
+        """
+        runtime_env = {"env_vars": {"MLFLOW_TRACKING_URI": self.tracking_uri, "OMP_NUM_THREADS": "1"}, "excludes": ["/tests/", "/.ci/"]}
+        command = [str(PROGRAMS / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", str(working_dir)]
+        command += ["--runtime-env-json", json.dumps(runtime_env), "--", "python", *arguments]
+        tokens = {name: value for name, value in self.environment.items() if name.startswith("RAY_AUTH")}  # all that a client needs
+        done = subprocess.run(
+            command, env=os.environ | tokens, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False
+        )
+        assert done.returncode == 0, done.stdout[-5000:]
+        return done.stdout
+
+
+@contextmanager
+def running_cluster(folder: Path, cpus: Sequence[int] = (2, 2)) -> Iterator[Cluster]:
+    """Start everything, and end it with the block.
+
+    Args:
+        folder: of the store, the tracking database and the logs.
+        cpus: CPU slots of the head and of the second node.
+    """
+    with ExitStack() as stack:
+        store = ObjectStore(folder / "store", SECRET)
+        stack.callback(store.close)
+        bucket = make_bucket(store)
+        environment = store.environment() | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        }
+        tracking_uri = _start_mlflow(stack, folder, environment, f"{bucket}/mlflow")
+        # Ray's sockets want short paths.
+        ray_folders = [Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True))) for _ in cpus]
+        dashboard = _start_ray(stack, folder, environment, list(zip(ray_folders, cpus, strict=True)))
+        yield Cluster(bucket, tracking_uri, dashboard, environment, folder, tuple(ray_folders))
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _start_mlflow(stack: ExitStack, folder: Path, environment: Mapping[str, str], artifacts: str) -> str:
+    uri = f"http://127.0.0.1:{(port := free_port())}"
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", artifacts]
+    process = start(stack, command, environment, folder / "mlflow.log")
+    wait_for(lambda: bool(urllib.request.urlopen(f"{uri}/health", timeout=10).read()), process, folder / "mlflow.log")
+    return uri
+
+
+def _start_ray(stack: ExitStack, folder: Path, environment: Mapping[str, str], nodes: Sequence[tuple[Path, int]]) -> str:
+    """A head and a second node, each with a folder and ports of its own; the dashboard's URL."""
+    port, dashboard_port = free_port(), free_port()
+    dashboard = f"http://127.0.0.1:{dashboard_port}"
+    head = ["--head", "--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port), "--ray-client-server-port", "0"]
+    for number, (temporary, slots) in enumerate(nodes):
+        role = ["--address", f"127.0.0.1:{port}"] if number else head
+        command = ["ray", "start", "--block", *role, "--node-ip-address", "127.0.0.1", "--num-cpus", str(slots), "--temp-dir", str(temporary)]
+        command += [
+            "--object-store-memory",
+            "150000000",
+            "--metrics-export-port",
+            str(free_port()),
+            "--dashboard-agent-listen-port",
+            str(free_port()),
+        ]
+        log = folder / f"ray_{number}.log"
+        process = start(stack, command, environment, log)
+        wait_for(partial(_all_alive, dashboard, environment["RAY_AUTH_TOKEN"], number + 1), process, log)
+    return dashboard
+
+
+def _all_alive(dashboard: str, token: str, nodes: int) -> bool:
+    return nodes_alive(dashboard, token) == nodes
+
+
+def nodes_alive(dashboard: str, token: str) -> int:
+    """Nodes of the cluster that live."""
+    request = urllib.request.Request(f"{dashboard}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"})
+    nodes = json.load(urllib.request.urlopen(request, timeout=10))["data"]["summary"]
+    return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
+
+def start(stack: ExitStack, command: Sequence[str], environment: Mapping[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    """Start one of our programs; the stack ends it and its descendants."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(PROGRAMS / command[0]), *command[1:]], env=os.environ | dict(environment), cwd=log.parent, stdout=output, stderr=output
+        )
+    stack.callback(end_tree, process)
+    return process
+
+
+def end_tree(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process of ours and all that descend from it."""
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:  # the parent first: Ray's would start again what it misses
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(30)
+    psutil.wait_procs(family, timeout=30)
+
+
+def wait_for(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Ask until the answer is yes. An answer that cannot be had is no."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            if ready():
+                return
+        except (OSError, KeyError, ValueError):
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"not ready after {START_SECONDS} s: {log.read_text()[-3000:]}")

@@ -1,0 +1,22 @@
+"""One deployment for all end-to-end tests: starting it takes longer than most of them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.cluster import Cluster, running_cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """An object store, an MLflow server and two Ray nodes."""
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture
+def store_environment(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets this process read the cluster's store."""
+    for name, value in cluster.environment.items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
