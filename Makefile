@@ -5,7 +5,7 @@ PORT ?= 8000
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install run-install quickstart serve test test-slow shapes-full real lint types contracts format clean
+.PHONY: help install run-install quickstart serve page-screenshots load-test test test-slow shapes-full real lint types contracts format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,12 @@ quickstart: run-install ## the whole method on the shapes world, on the CPU (SEE
 
 serve: run-install ## the service with a page to try it: the quickstart's checkpoint, else the packaged model (PORT=n)
 	$(BIN)/python -m serve port=$(PORT)
+
+page-screenshots: install ## the page's main states as pictures in runs/screenshots/page (needs a Chromium)
+	UNIOVSEG_SCREENSHOTS=$(CURDIR)/runs/screenshots/page $(BIN)/python -m pytest tests/serve/test_page.py -k "main_states or refusals or busy or key_is"
+
+load-test: install ## the service under load while replicas are killed and the model is swapped
+	$(BIN)/python jobs/benchmark.py serve_load
 
 # A second OpenMP thread spins while it waits: beside other work it makes small tensors ten times slower.
 test test-slow: export OMP_NUM_THREADS := 1

@@ -8,12 +8,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jobs import _cli
+from serve import benchmark as serve_benchmark
+from serve import load as serve_load
 from uniovseg.benchmarks import data, feed, mask_classification
 
 SUBJECTS: dict[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
     "data": (data.DataBenchmarkConfig, data.run),
     "feed": (feed.FeedBenchmarkConfig, feed.run),
     "mask_classification": (mask_classification.MaskClassificationBenchmarkConfig, mask_classification.run),
+    "serve": (serve_benchmark.ServeBenchmarkConfig, serve_benchmark.run),
+    "serve_load": (serve_load.LoadConfig, serve_load.run),
 }
 
 

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from numpy.typing import NDArray
 from PIL import Image
 from requests import Request
@@ -90,7 +92,7 @@ def operations(client: TestClient) -> list[Any]:
 def probe(client: TestClient, operation: Any, mode: schemathesis.GenerationMode) -> None:
     """Requests to one route that its document allows (positive) or does not (negative)."""
 
-    @settings(max_examples=8, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=5, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
         given_ = case.as_transport_kwargs(base_url="http://testserver")
@@ -106,5 +108,6 @@ def test_requests_made_from_the_openapi_document(whole: TestClient, host: Host) 
     found = operations(whole)
     assert {"/v1/segment", "/v1/prompt", "/v1/everything", "/v1/images", "/v1/models", "/readyz", "/hf", "/cvat"} <= {item.path for item in found}
     for operation, mode in itertools.product(found, schemathesis.GenerationMode):
-        probe(whole, operation, mode)
+        with suppress(Unsatisfiable):  # a route without parameters cannot be asked wrongly
+            probe(whole, operation, mode)
     host.check()
