@@ -58,7 +58,7 @@ def config(match_file: Path, mlflow_uri: str) -> SweepConfig:
         SweepConfig,
         {
             "output": str(match_file.parent / "sweep"),
-            "task": {"name": "scales", "match": str(match_file), "sizes": SIZES, "truth": {"seed": 5, "scene": SCENE.model_dump()}},
+            "task": {"name": "scales", "match": str(match_file), "sizes": SIZES, "truth": {"name": "shapes", "seed": 5, "scene": SCENE.model_dump()}},
             "space": {SET: {"subsets": SIZES}, "matching.cost": {"grid": list(COSTS)}},
             "max_concurrent": 2,
             "verbose": 0,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from uniovseg.config import Config, load, validate
+from uniovseg.config import Config, load, to_yaml, validate
 from uniovseg.errors import ConfigError
 from uniovseg.runtime.sweep.config import SweepConfig
 from uniovseg.runtime.sweep.scale_sets import ScaleSet
@@ -104,6 +104,12 @@ def test_ground_truth_masks_have_no_confidence_rule() -> None:
     assert config.task.name == "scales"
     with pytest.raises(ConfigError, match="no confidence rule"):
         Scales(config, config.task).check(config)
+
+
+def test_what_is_written_down_is_read_again() -> None:
+    config = sweep_of(search={"name": "random"}, space={"matching.max_cost": {"log_uniform": [0.1, 1]}, "sizes": {"grid": [[64], [64, 96]]}})
+    assert SweepConfig.model_validate_json(config.model_dump_json()) == config
+    assert validate(SweepConfig, yaml.safe_load(to_yaml(config))) == config
 
 
 def test_values_go_through_the_overrides_of_the_command_line() -> None:

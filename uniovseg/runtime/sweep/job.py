@@ -98,7 +98,7 @@ def _write(config: SweepConfig, task: Task, results: Sequence[TrialResult], run:
 
 def _row(config: SweepConfig, task: Task, result: TrialResult) -> dict[str, Any]:
     """A trial as a line of trials.csv."""
-    values = {key: plots.shown(result.values[key]) for key in config.space}
+    values = {key: plots.shown(result.values.get(key, "")) for key in config.space}
     figures = {name: result.metrics.get(name) for name in (*task.figures, *(["step"] if task.steps else []))}
     return {"trial": result.trial} | values | figures | {"seconds": round(result.seconds, 2), "error": result.error}
 

@@ -25,12 +25,14 @@ class Space(Config):
     @classmethod
     def _one_kind(cls, value: Any) -> Any:
         allowed = f"a mapping with one of {', '.join(cls.model_fields)}"
-        if not isinstance(value, dict) or len(value) != 1:
+        if not isinstance(value, dict):
             raise ValueError(f"not {allowed}")
-        (kind,) = value
-        if kind not in cls.model_fields:
-            raise ValueError(f"not {allowed}{nearest(str(kind), cls.model_fields)}")
-        return value
+        if strange := [str(kind) for kind in value if kind not in cls.model_fields]:
+            raise ValueError(f"not {allowed}{nearest(strange[0], cls.model_fields)}")
+        given = {kind: item for kind, item in value.items() if item is not None}
+        if len(given) != 1:
+            raise ValueError(f"not {allowed}")
+        return given
 
     @model_validator(mode="after")
     def _values(self) -> Self:

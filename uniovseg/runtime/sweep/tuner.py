@@ -41,7 +41,7 @@ class TrialResult:
 
     Attributes:
         trial: its id.
-        values: its values by key.
+        values: its values by key; empty where it made no report.
         metrics: its last report, ``score`` among it; empty where it made none.
         seconds: how long it ran.
         ended: it is over; a sweep that is resumed does not try it again.
@@ -160,7 +160,7 @@ def _result(found: tune.Result) -> TrialResult:
     error = " ".join(str(found.error).split()) if found.error else ""
     return TrialResult(
         trial=Path(found.path).name,
-        values=dict(found.config),
+        values=dict(found.config or {}),
         metrics={key: value for key, value in last.items() if key not in BOOKKEEPING},
         seconds=float(last.get("time_total_s", 0.0)),
         ended=bool(last.get("done")) or bool(error),
