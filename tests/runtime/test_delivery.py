@@ -21,7 +21,7 @@ from pydantic import Field
 from uniovseg.config import Config
 from uniovseg.errors import StorageError
 from uniovseg.runtime import delivery
-from uniovseg.runtime.delivery import Artifact, Delivery, Ending, Metrics, Parameters, connect, deliver, keep
+from uniovseg.runtime.delivery import Artifact, Delivery, Ending, Entry, Metrics, Parameters, connect, deliver, keep
 from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
 from uniovseg.storage import Location
 
@@ -133,7 +133,7 @@ def test_the_buffer_is_bounded_and_putting_does_not_wait(mlflow_uri: str, monkey
 
 def test_what_is_kept_is_delivered_later(mlflow_uri: str, run_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Location.of(tmp_path)
-    left = [Parameters({"lr": "1"}), Metrics(3, 77, {"loss": 0.5}), Artifact("notes/a.bin", bytes(range(256))), Ending("FAILED", 99)]
+    left: list[Entry] = [Parameters({"lr": "1"}), Metrics(3, 77, {"loss": 0.5}), Artifact("notes/a.bin", bytes(range(256))), Ending("FAILED", 99)]
     file = keep(folder, mlflow_uri, run_id, left)
     assert "hunter2" not in Path(keep(folder, "https://me:hunter2@mlflow.example", run_id, []).uri).read_text()
     Path(sorted((tmp_path / delivery.UNDELIVERED).iterdir())[1]).unlink()
