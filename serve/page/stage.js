@@ -113,7 +113,7 @@ export class Stage {
       if (!label || !visible || !anchor) continue;
       const across = context.measureText(label).width + 14;
       const [left, top, wide, high] = bbox.map((value) => value * scale);
-      const small = wide < 1.5 * across || high < 60; // then the name stands above it, or below
+      const small = wide * high < 60 * across; // the name would hide it, so it stands above or below
       const middle = small ? [left + wide / 2, top > 24 ? top - 13 : top + high + 13] : anchor.map((value) => value * scale);
       const x = Math.min(width - across - 2, Math.max(2, middle[0] - across / 2));
       const y = Math.min(height - 22, Math.max(2, middle[1] - 10));

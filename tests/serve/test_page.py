@@ -186,6 +186,7 @@ def snap(page: Page, name: str, folder: Path) -> None:
     """Keep a screenshot where UNIOVSEG_SCREENSHOTS says, else with the test."""
     folder = Path(os.environ.get("UNIOVSEG_SCREENSHOTS") or folder)
     folder.mkdir(parents=True, exist_ok=True)
+    page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
@@ -379,7 +380,7 @@ def test_all_controls_come_in_order_and_show_their_focus(page: Page) -> None:
     page.locator("#segment").click()
     status(page, "segments")
     page.locator(".skip").focus()
-    reached = []
+    reached: list[str] = []
     for _ in range(60):
         page.keyboard.press("Tab")
         name, outline = page.evaluate("""() => {
@@ -653,7 +654,7 @@ def test_a_finger_taps_holds_and_drags(open_page: Callable[..., Page], server: S
     assert isinstance(request, PromptRequest)
     assert request.labels == (1, 0)
 
-    page.get_by_text("Box", exact=True).tap()
+    page.locator("input[name=tool][value=box]").tap()
     page.locator("#canvas").scroll_into_view_if_needed()
     send("touchStart", at(page, 100, 100))
     send("touchMove", at(page, 150, 160))
