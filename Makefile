@@ -33,6 +33,9 @@ serve: run-install ## the service with a page to try it: the quickstart's checkp
 page-screenshots: install ## the page's main states as pictures in runs/screenshots/page (needs a Chromium)
 	UNIOVSEG_SCREENSHOTS=$(CURDIR)/runs/screenshots/page $(BIN)/python -m pytest tests/serve/test_page.py -k "main_states or refusals or busy or key_is"
 
+page-screenshots: install ## the page's main states as pictures in runs/screenshots/page (needs a Chromium)
+	UNIOVSEG_SCREENSHOTS=$(CURDIR)/runs/screenshots/page $(BIN)/python -m pytest tests/serve/test_page.py -k "main_states or refusals or busy or key_is"
+
 load-test: install ## the service under load while replicas are killed and the model is swapped
 	$(BIN)/python jobs/benchmark.py serve_load
 
