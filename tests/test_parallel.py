@@ -18,7 +18,7 @@ from tests.test_training import Brightness, configured, sample_batch
 from uniovseg import checkpoint, parallel
 from uniovseg.checkpoint import MODEL, OPTIMIZER, SHARDED
 from uniovseg.errors import ConfigError, TrainingError, TrainingStopped
-from uniovseg.methods.base import TrainableMethod
+from uniovseg.methods.base import TrainableMethod, mean_over_ranks
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.parallel import blocks
 from uniovseg.pictures import Picture
@@ -112,6 +112,8 @@ def together(rank: int, folder: Path, config: TrainConfig) -> None:
     torch.set_num_threads(1)
     parallel.LARGE = 1
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    means = [mean_over_ranks(count, torch.device("cpu")) for count in (3 * rank, rank, 0)]
+    (folder / f"means_{rank}.json").write_text(json.dumps(means))
     sharded = config.model_copy(update={"parallel": "fsdp"})
     two: Callable[..., list[str]] = partial(run, rank=rank, world_size=2)
     two(folder / "ddp", config)
@@ -185,6 +187,12 @@ def test_one_process_goes_on_from_two(done: Path, tmp_path: Path, config: TrainC
     assert found == {step: pytest.approx(expected[step], abs=1e-5) for step in (7, 8)}
 
 
+def test_few_pairs_are_divided_by_as_one_process_would(done: Path) -> None:
+    """The sum over pairs, divided by this and averaged over two processes, is divided by 3, by 1, and by 1 where there are none."""
+    assert [json.loads((done / f"means_{rank}.json").read_text()) for rank in range(2)] == [[1.5, 0.5, 0.5]] * 2
+    assert [mean_over_ranks(count, torch.device("cpu")) for count in (3, 1, 0)] == [3.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("name", ["bad_ddp", "bad_fsdp"])
 def test_all_processes_stop_at_what_one_finds_and_keep_their_samples(done: Path, name: str) -> None:
     for rank in range(2):
@@ -227,7 +235,9 @@ def test_after_a_kill_and_another_number_of_processes_no_sample_is_repeated_or_s
 def test_large_members_of_lists_are_blocks_inner_ones_first(monkeypatch: pytest.MonkeyPatch) -> None:
     method = Blocks()
     monkeypatch.setattr(parallel, "LARGE", 42)  # what a linear layer of six holds
-    assert blocks(method) == [*reversed(list(method.head[0].layers)), method.head[0]]
+    twice = method.head[0]
+    assert isinstance(twice, Twice)
+    assert blocks(method) == [*reversed(list(twice.layers)), twice]
     monkeypatch.setattr(parallel, "LARGE", 85)
     assert blocks(method) == []
 

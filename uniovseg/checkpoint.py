@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from uniovseg import storage
 from uniovseg.config import Config
-from uniovseg.errors import CheckpointError
+from uniovseg.errors import CheckpointError, StorageError
 from uniovseg.parallel import like_parameter, load_shards, shard_names
 
 SHIPPED = {"shapes": "weights/shapes"}
@@ -47,11 +47,14 @@ class CheckpointInfo(Config):
 
 
 def save(folder: Path, info: CheckpointInfo, state: dict[str, Tensor], optimizer: dict[str, Tensor] | None = None) -> None:
-    """Write a checkpoint into `folder` (made if needed), the manifest last."""
+    """Write a checkpoint into `folder` (made if needed), the manifest last. Raises StorageError or OSError when the disk does not take it."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / MODEL)
-    if optimizer is not None:
-        save_file({name: value.cpu().contiguous() for name, value in optimizer.items()}, folder / OPTIMIZER)
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / MODEL)
+        if optimizer is not None:
+            save_file({name: value.cpu().contiguous() for name, value in optimizer.items()}, folder / OPTIMIZER)
+    except SafetensorError as error:
+        raise StorageError("the checkpoint cannot be written", seen=f"{folder}: {error}") from error
     (folder / MANIFEST).write_text(info.model_dump_json(indent=2))
 
 

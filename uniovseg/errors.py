@@ -48,6 +48,10 @@ class TrainingError(UniOVSegError):
     """A training run that must stop: a loss that is not finite, an impossible plan."""
 
 
+class DeviceMemoryError(TrainingError):
+    """A step that the device's memory does not hold."""
+
+
 class TrainingStopped(TrainingError):
     """A training run that was asked to stop, and has kept a checkpoint to go on from."""
 

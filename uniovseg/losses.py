@@ -54,7 +54,7 @@ def mask_generation_losses(
         matches: pairs of each image, found on the last layer and used for all.
         masks, views: ground truth and view of each image.
         generators: each image's own random stream, on the device of the outputs: an image's loss does not depend on its batch.
-        normaliser: number of pairs to divide by, at least 1.
+        normaliser: number of pairs to divide by, more than 0.
 
     Returns:
         ``loss_mask``, ``loss_dice``, ``loss_iou``: scalars, unweighted; zeros that stay connected to the outputs when there are no pairs.

@@ -7,8 +7,9 @@ What torch needs for sharding is imported where it is used: it takes two seconds
 """
 
 import contextlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from uniovseg.errors import ConfigError
+from uniovseg.errors import ConfigError, StorageError
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -75,6 +76,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def largest_over_ranks(numbers: Sequence[int]) -> list[int]:
+    """Of each number the largest of all processes' that torch.distributed joins; as they are where there is one."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [int(number) for number in numbers]
+    values = torch.tensor([int(number) for number in numbers], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return [int(value) for value in values.tolist()]
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a slice of the tensor only."""
     return hasattr(tensor, "full_tensor")
@@ -109,11 +119,20 @@ def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def save_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write this process's part of `tensors` with torch.distributed.checkpoint; every process must call this."""
+    """Write this process's part of `tensors` with torch.distributed.checkpoint; every process must call this.
+
+    Raises:
+        StorageError: some process, not necessarily this one, cannot write.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    folder.mkdir(parents=True, exist_ok=True)
-    save(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone_is_fine():
+            save(tensors, checkpoint_id=folder)
+    except CheckpointException as error:
+        raise StorageError("the optimizer's state cannot be written", seen=" ".join(str(error).split())[:300]) from error
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -127,4 +146,13 @@ def load_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Fill `tensors`, whole or sharded in any way, with what `save_shards` of any number of processes has written."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    load(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    with _alone_is_fine():
+        load(tensors, checkpoint_id=folder)
+
+
+@contextmanager
+def _alone_is_fine() -> Iterator[None]:
+    """Without torch's warning that there is one process only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -35,7 +35,7 @@ from uniovseg.data.plan import Plan
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
-from uniovseg.errors import CheckpointError, ConfigError, TrainingError, TrainingStopped, UniOVSegError
+from uniovseg.errors import CheckpointError, ConfigError, DeviceMemoryError, TrainingError, TrainingStopped, UniOVSegError
 from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.catalog import MethodConfig, build_method
@@ -180,7 +180,8 @@ class _Meter:
     def means(self, world_size: int) -> dict[str, float]:
         """Over all ranks, each of which must call this; then the sums start anew."""
         names = sorted(self.sums)
-        sums = sum_over_ranks(torch.stack([self.sums[name].float() for name in names])).tolist()
+        device = self.sums["loss"].device
+        sums = sum_over_ranks(torch.stack([self.sums[name].float().to(device) for name in names])).tolist()
         count, self.sums, self.count = self.count * world_size, {}, 0
         return {name: value / count for name, value in zip(names, sums, strict=True)}
 
@@ -215,8 +216,8 @@ def train(
         The last validation's metrics (empty without one).
 
     Raises:
-        TrainingError: a loss or gradient that is not finite, raised on every rank before the optimizer has taken the step, with the batch kept; or
-            the device's memory does not hold a step.
+        TrainingError: a loss or gradient that is not finite, raised on every rank before the optimizer has taken the step, with the batch kept.
+        DeviceMemoryError: the device's memory does not hold a step; raised on the rank that finds it.
         TrainingStopped: `ask` said so, and a checkpoint is kept.
         CheckpointError: `resume` does not fit the run.
     """
@@ -311,11 +312,11 @@ def train(
 
 @contextmanager
 def memory_error_explained(config: TrainConfig, step: int, batch: Batch) -> Iterator[None]:
-    """Raise a TrainingError that says what to do where the block exhausts the device's memory."""
+    """Raise a DeviceMemoryError that says what to do where the block exhausts the device's memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise TrainingError(
+        raise DeviceMemoryError(
             f"the device's memory does not hold step {step}",
             seen=f"{len(batch.keys)} samples a micro-batch, precision {config.precision}; {' '.join(str(error).split())[:300]}",
             fix="raise accumulate, add workers, use precision=bf16 or parallel=fsdp, or lower the size of the view or data.sample.max_masks",

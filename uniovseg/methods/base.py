@@ -95,10 +95,13 @@ class TrainableMethod(Method, Generic[BatchT]):
 
 
 def mean_over_ranks(count: int, device: torch.device) -> float:
-    """A count averaged over the ranks of torch.distributed, at least 1: what losses over matched pairs are divided by."""
-    mean = float(count)
+    """A count averaged over the ranks of torch.distributed, counting one in all at least: what losses over matched pairs are divided by.
+
+    Divided so, and averaged over the ranks, a loss is that of the whole batch, however many ranks share it.
+    """
+    total, ranks = float(count), 1
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        total = torch.tensor(mean, device=device)
-        dist.all_reduce(total)
-        mean = float(total) / dist.get_world_size()
-    return max(mean, 1.0)
+        sums = torch.tensor(total, device=device)
+        dist.all_reduce(sums)
+        total, ranks = float(sums), dist.get_world_size()
+    return max(total, 1.0) / ranks
