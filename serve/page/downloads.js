@@ -19,7 +19,7 @@ export async function asOverlay(result, picture, opacity) {
   const canvas = new OffscreenCanvas(picture.width, picture.height);
   const coloured = new OffscreenCanvas(picture.width, picture.height);
   const edge = Math.max(1, Math.round(picture.width / 600));
-  const pixels = layer(topmost(result.segments, picture), result.segments, { opacity, edge });
+  const pixels = layer(topmost(result.segments, picture, { byArea: true }), result.segments, { opacity, edge });
   coloured.getContext("2d").putImageData(pixels, 0, 0);
   const context = canvas.getContext("2d");
   context.drawImage(picture.bitmap, 0, 0);

@@ -22,13 +22,14 @@ function anchor(runs, height) {
 
 /**
  * {places, width, height, step}: `places` [height * width] holds the place + 1 of the topmost visible segment, 0 where there is none, at each `step`-th
- * pixel of the picture's columns and rows. The first of the list is on top, `raised` above all.
+ * pixel of the picture's columns and rows. On top is the first of the list, or `byArea` the smallest, so that it can be seen; `raised` is above all.
  */
-export function topmost(segments, picture, { raised = null, step = 1 } = {}) {
+export function topmost(segments, picture, { byArea = false, raised = null, step = 1 } = {}) {
   const width = Math.ceil(picture.width / step);
   const height = Math.ceil(picture.height / step);
   const places = new Uint16Array(width * height);
   const order = [...segments.keys()].reverse();
+  if (byArea) order.sort((a, b) => segments[b].area - segments[a].area);
   if (raised !== null) order.push(order.splice(order.indexOf(raised), 1)[0]);
   for (const place of order) {
     if (!segments[place].visible) continue;

@@ -96,7 +96,7 @@ export class Stage {
     this.#stale = false;
     const { picture, segments, raised, opacity } = this;
     const step = Math.ceil(Math.sqrt((picture.width * picture.height) / MOST_LAYER_PIXELS));
-    this.#found = topmost(segments, picture, { raised, step });
+    this.#found = topmost(segments, picture, { byArea: true, raised, step });
     const { width, height } = this.#found;
     Object.assign(this.#layer, { width, height });
     const edge = Math.max(1, Math.round(width / 700));

@@ -441,6 +441,21 @@ def test_downloads(page: Page, scene: Scene) -> None:
     assert np.abs(overlay - scene.image).mean() > 10
 
 
+def test_small_segments_are_seen_over_large_ones_but_numbered_by_rank(page: Page) -> None:
+    script = """async (masks) => {
+        const { prepared, topmost } = await import("/masks.js");
+        const segments = prepared(masks.map((mask, place) => ({ mask, id: place + 1, area: [6, 1, 2][place] })));
+        const size = { width: 3, height: 2 };
+        segments[2].visible = false;
+        const found = [{}, { byArea: true }, { byArea: true, raised: 0 }].map((options) => [...topmost(segments, size, options).places]);
+        return [...found, [...topmost(segments, size, { byArea: true, step: 2 }).places]];
+    }"""
+    masks = [np.ones((2, 3)), np.eye(2, 3) * [[1], [0]], np.eye(2, 3)]
+    coded = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+    found = page.evaluate(script, [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in coded])
+    assert found == [[1] * 6, [2, 1, 1, 1, 1, 1], [1] * 6, [2, 1]]
+
+
 def test_wide_id_maps_have_sixteen_bits(page: Page) -> None:
     values = list(range(0, 60_000, 1000))
     script = """async ([values, most]) => {
