@@ -56,15 +56,24 @@ class Cluster:
         Raises:
             AssertionError: the job failed.
         """
-        runtime_env = {"env_vars": {"MLFLOW_TRACKING_URI": self.tracking_uri, "OMP_NUM_THREADS": "1"}, "excludes": ["/tests/", "/.ci/"]}
-        command = [str(PROGRAMS / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", str(working_dir)]
-        command += ["--runtime-env-json", json.dumps(runtime_env), "--", "python", *arguments]
-        tokens = {name: value for name, value in self.environment.items() if name.startswith("RAY_AUTH")}  # all that a client needs
+        command = submission(self.dashboard, {"MLFLOW_TRACKING_URI": self.tracking_uri}, arguments, working_dir)
         done = subprocess.run(
-            command, env=os.environ | tokens, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False
+            command, env=client(self.environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False
         )
         assert done.returncode == 0, done.stdout[-5000:]
         return done.stdout
+
+
+def submission(dashboard: str, variables: Mapping[str, str], arguments: Sequence[str], working_dir: Path = ROOT) -> list[str]:
+    """The command that submits ``python arguments`` as a job with these environment variables."""
+    runtime_env = {"env_vars": {"OMP_NUM_THREADS": "1", **variables}, "excludes": ["/tests/", "/.ci/"]}
+    command = [str(PROGRAMS / "ray"), "job", "submit", "--address", dashboard, "--working-dir", str(working_dir)]
+    return [*command, "--runtime-env-json", json.dumps(runtime_env), "--", "python", *arguments]
+
+
+def client(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of one who submits jobs to nodes of `environment`: all that is needed is the token."""
+    return os.environ | {name: value for name, value in environment.items() if name.startswith("RAY_AUTH")}
 
 
 @contextmanager
@@ -79,18 +88,29 @@ def running_cluster(folder: Path, cpus: Sequence[int] = (2, 2)) -> Iterator[Clus
         store = ObjectStore(folder / "store", SECRET)
         stack.callback(store.close)
         bucket = make_bucket(store)
-        environment = store.environment() | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(16),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
-        }
-        tracking_uri = _start_mlflow(stack, folder, environment, f"{bucket}/mlflow")
-        # Ray's sockets want short paths.
-        ray_folders = [Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True))) for _ in cpus]
-        dashboard = _start_ray(stack, folder, environment, list(zip(ray_folders, cpus, strict=True)))
+        environment = node_environment(store)
+        tracking_uri = f"http://127.0.0.1:{(port := free_port())}"
+        start_mlflow(stack, folder, environment, f"{bucket}/mlflow", port)
+        ray_folders = [short_folder(stack) for _ in cpus]
+        dashboard, _ = start_ray(stack, folder, environment, list(zip(ray_folders, cpus, strict=True)))
         yield Cluster(bucket, tracking_uri, dashboard, environment, folder, tuple(ray_folders))
+
+
+def node_environment(store: ObjectStore, endpoint: str | None = None) -> dict[str, str]:
+    """What all processes of a deployment have in their environment; `endpoint`: of the store, or of what is before it."""
+    return store.environment(endpoint) | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def short_folder(stack: ExitStack) -> Path:
+    """A new folder for a Ray node: its sockets want short paths."""
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True)))
 
 
 def free_port() -> int:
@@ -99,20 +119,33 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def _start_mlflow(stack: ExitStack, folder: Path, environment: Mapping[str, str], artifacts: str) -> str:
-    uri = f"http://127.0.0.1:{(port := free_port())}"
+def start_mlflow(stack: ExitStack, folder: Path, environment: Mapping[str, str], artifacts: str, port: int) -> "subprocess.Popen[bytes]":
+    """A tracking server on an SQLite file of the folder, with its artifacts at a URI."""
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", artifacts]
     process = start(stack, command, environment, folder / "mlflow.log")
-    wait_for(lambda: bool(urllib.request.urlopen(f"{uri}/health", timeout=10).read()), process, folder / "mlflow.log")
-    return uri
+    wait_for(lambda: bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).read()), process, folder / "mlflow.log")
+    return process
 
 
-def _start_ray(stack: ExitStack, folder: Path, environment: Mapping[str, str], nodes: Sequence[tuple[Path, int]]) -> str:
-    """A head and a second node, each with a folder and ports of its own; the dashboard's URL."""
+def start_ray(
+    stack: ExitStack, folder: Path, environment: Mapping[str, str], nodes: Sequence[tuple[Path, int]]
+) -> tuple[str, list["subprocess.Popen[bytes]"]]:
+    """A head and further nodes, given the folder and CPU slots of each; the dashboard's URL, and the nodes' processes, the head's first."""
     port, dashboard_port = free_port(), free_port()
     dashboard = f"http://127.0.0.1:{dashboard_port}"
-    head = ["--head", "--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port), "--ray-client-server-port", "0"]
+    head = [
+        "--head",
+        "--port",
+        str(port),
+        "--dashboard-host",
+        "127.0.0.1",
+        "--dashboard-port",
+        str(dashboard_port),
+        "--ray-client-server-port",
+        str(free_port()),
+    ]
+    processes = []
     for number, (temporary, slots) in enumerate(nodes):
         role = ["--address", f"127.0.0.1:{port}"] if number else head
         command = ["ray", "start", "--block", *role, "--node-ip-address", "127.0.0.1", "--num-cpus", str(slots), "--temp-dir", str(temporary)]
@@ -125,9 +158,9 @@ def _start_ray(stack: ExitStack, folder: Path, environment: Mapping[str, str], n
             str(free_port()),
         ]
         log = folder / f"ray_{number}.log"
-        process = start(stack, command, environment, log)
-        wait_for(partial(_all_alive, dashboard, environment["RAY_AUTH_TOKEN"], number + 1), process, log)
-    return dashboard
+        processes.append(start(stack, command, environment, log))
+        wait_for(partial(_all_alive, dashboard, environment["RAY_AUTH_TOKEN"], number + 1), processes[-1], log)
+    return dashboard, processes
 
 
 def _all_alive(dashboard: str, token: str, nodes: int) -> bool:

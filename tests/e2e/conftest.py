@@ -14,9 +14,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def store_environment(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets this process read the cluster's store."""
-    for name, value in cluster.environment.items():
-        if name.startswith("AWS_"):
-            monkeypatch.setenv(name, value)
+@pytest.fixture(scope="module")
+def bucket(cluster: Cluster) -> Iterator[str]:
+    """URI of the cluster's bucket, which this process can read while the module's tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.environment.items():
+            if name.startswith("AWS_"):
+                patch.setenv(name, value)
+        yield cluster.bucket
