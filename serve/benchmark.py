@@ -31,6 +31,7 @@ from uniovseg.client import Client, ClientConfig
 from uniovseg.config import Config
 from uniovseg.data.images import decode_image
 from uniovseg.data.shapes import SceneConfig, draw_scene, encode_image, scene_rng
+from uniovseg.errors import DataError
 from uniovseg.methods.mask_generation import MaskGenerationConfig, build_mask_generation
 from uniovseg.models.clip import CHECKPOINT, ClipConfig
 from uniovseg.segmenter import Segmenter
@@ -184,23 +185,24 @@ def served(command: Sequence[str], ready: str, *, port_option: bool) -> Iterator
         [*command, f"port={port}" if port_option else str(port)], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
     )
     try:
-        asyncio.run(_wait_for(f"http://127.0.0.1:{port}", ready))
+        asyncio.run(_wait_for(process, f"http://127.0.0.1:{port}", ready))
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
 
 
-async def _wait_for(url: str, path: str) -> None:
-    async with httpx2.AsyncClient() as http:
-        for _ in range(6000):
+async def _wait_for(process: subprocess.Popen[bytes], url: str, path: str) -> None:
+    """Wait for the first answer 200. Raises DataError where the process ends before."""
+    async with httpx2.AsyncClient(timeout=60) as http:
+        while process.poll() is None:
             try:
                 if (await http.get(url + path)).status_code == 200:
                     return
             except httpx2.TransportError:
                 pass
-            await asyncio.sleep(0.1)
-    raise TimeoutError(f"{url} does not answer")
+            await asyncio.sleep(0.2)
+    raise DataError("a server that is measured ended before it answered", seen=f"exit code {process.returncode}", fix="its own message stands above")
 
 
 def _ratios(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
