@@ -44,6 +44,9 @@ def test_a_trial_goes_on_with_its_own_run_and_begins_another_after_anothers(base
     changed = {"optim.lr": 0.125}
     assert _run_of(with_values(base, changed), settings, changed, "A", donor)[0].output != taken.output
     assert taken.optim.lr == 0.25
+    same = with_values(base, donor.values)
+    assert Path(_run_of(same, settings, donor.values, "A", donor)[0].output).name.startswith("A-after-B-4-")
+    assert _run_of(same, settings, donor.values, "B", donor) == (same.model_copy(update={"output": donor.output}), None)
 
 
 def test_a_transplanted_checkpoint_has_the_donors_weights_and_fits_the_run(base: TrainJobConfig, donor: Origin, tmp_path: Path) -> None:

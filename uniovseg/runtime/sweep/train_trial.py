@@ -146,14 +146,15 @@ def _run_of(
 ) -> tuple[TrainJobConfig, str | None]:
     """The run that a trial goes on with, or begins, and the checkpoint that it begins from.
 
-    A checkpoint of other values is another trial's: the run that goes on from it is a new one, named by what it comes from.
+    From another trial's checkpoint, or one of other values, a new run begins, named by what it comes from.
     """
     first = Location.of(shared.trials) / trial
     if origin is None:
         return job.model_copy(update={"output": first.uri}), None
-    if origin.values == values:
+    donor = Location.of(origin.output).name.partition("-after-")[0]
+    if donor == trial and origin.values == values:
         return job.model_copy(update={"output": origin.output}), None
-    donor, digest = Location.of(origin.output).name.partition("-after-")[0], hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     output = Location.of(shared.trials) / f"{trial}-after-{donor}-{origin.step}-{digest[:6]}"
     job = job.model_copy(update={"output": output.uri})
     return job, transplant(origin.checkpoint, job)
