@@ -51,6 +51,28 @@ def test_what_dry_run_prints_is_a_configuration_of_the_same_run(name: str, tmp_p
             assert float(found) == float(value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "job", "resume"),
+    [([], "shapes", False), (["steps=7", "--resume"], "shapes", True), (["--resume", "--config", str(CONFIGS / "stage1_real.yaml")], "given", True)],
+)
+def test_train_without_a_configuration_is_the_shapes_preset(
+    arguments: list[str], job: str, resume: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[tuple[str, TrainJobConfig]] = []
+
+    def called(name: str) -> Callable[[TrainJobConfig], dict[str, object]]:
+        return lambda config: seen.append((name, config)) or {}  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(train, "fit", called("given"))
+    monkeypatch.setattr(train, "train_on_shapes", called("shapes"))
+    monkeypatch.chdir(tmp_path)
+    assert train.command(arguments) == 0
+    ((name, config),) = seen
+    assert (name, config.resume) == (job, resume)
+    assert config.output == ("runs/stage1_shapes" if job == "shapes" else "runs/stage1_real")
+    assert config.steps == (7 if "steps=7" in arguments else 600)
+
+
 @pytest.mark.parametrize("config_type", [TrainJobConfig, PretrainJobConfig, IngestConfig, PredictConfig, RefineConfig, ShapesConfig])
 def test_help_lists_every_key_with_its_default(config_type: type[Config]) -> None:
     shown = _cli.key_help(config_type)

@@ -53,6 +53,15 @@ def test_workers_need_a_whole_place_each(config: TrainJobConfig) -> None:
     assert doctor.check_workers(changed(config, cpus_per_worker=0.1, workers=10), [replace(NODE, cpus=1)])
 
 
+def test_an_elastic_run_needs_places_for_its_fewest_workers_and_rows_for_its_most(config: TrainJobConfig) -> None:
+    elastic = changed(config, workers=6, min_workers=3, cpus_per_worker=3, batch_size=10)
+    assert doctor.check_workers(elastic, [NODE, NODE]) == "3 to 6 of 3 CPUs each; room for 4"
+    fails(lambda: doctor.check_workers(elastic, [NODE]), ConfigError, "room for 2", "min_workers")
+    assert doctor.check_data(elastic)  # ten rows over six workers: uneven, as any number between three and six may be
+    fails(lambda: doctor.check_data(changed(elastic, min_workers=None)), ConfigError, "multiple of 6")
+    fails(lambda: doctor.check_data(changed(elastic, batch_size=4)), ConfigError, "at least 6")
+
+
 def test_workers_need_their_gpus(config: TrainJobConfig) -> None:
     on_gpu = changed(config, gpus_per_worker=1)
     assert doctor.check_workers(on_gpu, [replace(NODE, gpus=2)])
@@ -134,6 +143,7 @@ def test_s3_without_credentials_is_found_at_once(config: TrainJobConfig, monkeyp
 
 def test_another_runs_checkpoints_are_found(config: TrainJobConfig) -> None:
     assert doctor.check_same_run(config) == "a new run"
+    fails(lambda: doctor.check_same_run(changed(config, resume=True)), CheckpointError, "nothing to resume", str(config.output))
     dumped = config.model_dump(mode="json")
     for step in (20, 100):
         info = CheckpointInfo(step=step, method=dumped["method"], config=dumped)
@@ -141,7 +151,7 @@ def test_another_runs_checkpoints_are_found(config: TrainJobConfig) -> None:
         folder.mkdir(parents=True)
         (folder / checkpoint.MANIFEST).write_text(info.model_dump_json())
     assert "after step 100" in doctor.check_same_run(config)
-    assert "after step 100" in doctor.check_same_run(changed(config, workers=4, log_every=7))
+    assert "after step 100" in doctor.check_same_run(changed(config, workers=4, log_every=7, resume=True))
     fails(lambda: doctor.check_same_run(changed(config, seed=7)), CheckpointError, "another configuration", "seed")
 
 

@@ -7,9 +7,9 @@ from ray.util.metrics import Metric
 
 from uniovseg.records import ImageMasks, Rejected
 from uniovseg.runtime.metrics import show_training
+from uniovseg.runtime.recorder import RayRecorder
 from uniovseg.runtime.shards import PartRange, write_part
 from uniovseg.runtime.tracking import Run
-from uniovseg.runtime.train import RayRecorder
 from uniovseg.storage import Location
 
 Caught = list[tuple[str, float, dict[str, str]]]

@@ -1,30 +1,37 @@
-"""Training on a real local cluster. The runs are three: one of two workers, the same submitted again, and one whose worker is killed."""
+"""Training on a real local cluster: one run of two workers, the same submitted again, one whose worker is killed, and one that is stopped and goes on."""
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
+import torch
 from mlflow.tracking import MlflowClient
 
 from uniovseg import checkpoint
-from uniovseg.config import flatten
+from uniovseg.config import flatten, to_yaml
 from uniovseg.data import entities
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.views import ViewConfig
-from uniovseg.errors import CheckpointError, ConfigError
+from uniovseg.errors import CheckpointError, ConfigError, TrainingError
 from uniovseg.methods.base import OptimConfig
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.records import ImageEntities, ImageMasks
+from uniovseg.runtime.recorder import RayRecorder
 from uniovseg.runtime.shards import PartRange, write_manifest, write_records
 from uniovseg.runtime.tracking import Run, TrackingConfig
-from uniovseg.runtime.train import RayRecorder, TrainJobConfig, fit, with_absolute_paths
+from uniovseg.runtime.train import TrainJobConfig, fit, with_absolute_paths
 from uniovseg.storage import Location
 from uniovseg.training import DataConfig, TrainConfig, ValidationConfig, run
 
 STEPS, EVERY = 12, 3
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +41,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def job(tiny_config: MaskGenerationConfig, shapes_shards: Path, mlflow_uri: str, folder: Path) -> TrainJobConfig:
-    """Two workers with two micro-batches each, a checkpoint every third step, validation at the end."""
+    """Two workers, a checkpoint every third step, validation at the end."""
     return TrainJobConfig(
         output=str(folder / "whole"),
         seed=3,
         steps=STEPS,
         batch_size=4,
-        accumulate=2,
         threads=1,
         method=tiny_config,
         data=DataConfig(train=str(shapes_shards), view=ViewConfig(size=64), sample=MaskSampleConfig(max_masks=6), window_groups=2),
@@ -80,6 +86,7 @@ def test_a_run_leaves_its_report_checkpoints_and_curve(job: TrainJobConfig, whol
     assert (whole["steps"], whole["checkpoint"]) == (STEPS, f"{output}/model")
     info = checkpoint.read_info(output / "model")
     assert info.step == STEPS and info.method == job.method.model_dump(mode="json")
+    assert (info.workers, whole["workers"]) == (2, [2])
     assert info.metrics == whole["metrics"] and set(info.metrics) == {"val_point_iou", "val_box_iou", "val_box_fill_iou"}
     kept = sorted(path.parent.name for path in output.glob(f"*/{checkpoint.MANIFEST}"))
     assert kept == ["model", "step_0000009", "step_0000012"]  # keep_checkpoints is 2
@@ -123,18 +130,18 @@ def test_another_configuration_in_the_same_folder_is_refused_at_once(job: TrainJ
         fit(job.model_copy(update={"optim": OptimConfig(lr=2e-3), "workers": 1, "tracking": TrackingConfig()}))
 
 
-def newest_training_worker() -> psutil.Process:
+def newest_training_worker() -> psutil.Process | None:
     """Of the processes that this one started; Ray writes what a worker does into its command line."""
     found: list[psutil.Process] = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "RayTrainWorker" in " ".join(child.cmdline()):
                 found.append(child)
-    return max(found, key=psutil.Process.create_time)
+    return max(found, key=psutil.Process.create_time, default=None)
 
 
 class Killer(threading.Thread):
-    """Kills (SIGKILL) one training worker as soon as Ray knows of a checkpoint and the run has gone on past it."""
+    """Kills (SIGKILL) one training worker as soon as Ray knows of a checkpoint."""
 
     def __init__(self, output: Path) -> None:
         super().__init__(daemon=True)
@@ -149,8 +156,7 @@ class Killer(threading.Thread):
             if not metrics.exists():
                 continue
             worker = worker or newest_training_worker()
-            known = snapshot.exists() and "step_0" in snapshot.read_text()
-            if known and int(lines(self.output)[-1]["step"]) % EVERY:
+            if worker and snapshot.exists() and "step_0" in snapshot.read_text():
                 worker.kill()
                 self.last_step = int(lines(self.output)[-1]["step"])
                 return
@@ -180,6 +186,77 @@ def test_a_run_whose_worker_is_killed_goes_on_to_the_same_losses(job: TrainJobCo
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
+def driver(job: TrainJobConfig, folder: Path) -> subprocess.Popen[str]:
+    """A job's own process on this module's cluster, as ``ray job submit`` starts one."""
+    file = folder / f"{Path(job.output).name}.yaml"
+    file.write_text(to_yaml(job))
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
+    return subprocess.Popen(
+        [sys.executable, "jobs/train.py", "--config", str(file)],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.cluster
+def test_a_run_stopped_by_a_signal_goes_on_from_its_last_step_with_another_number_of_workers(
+    job: TrainJobConfig, whole: dict[str, object], folder: Path
+) -> None:
+    """The stopped run is sharded; what goes on is not. Validation after every step makes the steps long enough to be interrupted."""
+    slow = ValidationConfig(shards=job.data.train, images=10, points_per_side=20, every=1)
+    stopped = job.model_copy(update={"output": str(folder / "stopped"), "parallel": "fsdp", "validation": slow, "checkpoint_every": 100})
+    output = Path(stopped.output)
+    process = driver(stopped, folder)
+    try:
+        while not (output / "metrics.jsonl").exists() and process.poll() is None:
+            threading.Event().wait(0.05)
+        process.terminate()
+        said, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "the training was stopped after step" in said, said
+    last = int(lines(output)[-1]["step"])
+    assert last < STEPS and [path.parent.name for path in output.glob(f"*/{checkpoint.MANIFEST}")] == [f"step_{last:07d}"]
+    assert not (output / "stop").exists()
+
+    report = fit(job.model_copy(update={"output": str(output), "workers": 1, "resume": True, "keep_metric": "val_box_iou"}))
+    assert report["workers"] == [2, 1]
+    expected, found = learned(Path(job.output)), learned(output)
+    for step in range(1, STEPS + 1):
+        assert found[step]["loss"] == pytest.approx(expected[step]["loss"], rel=0, abs=1e-5), step
+    assert report["metrics"] == pytest.approx(whole["metrics"], abs=1e-5)
+    assert report["best"]["checkpoint"].startswith(f"{output}/step_")
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_workers_without_a_place_are_not_waited_for_without_end(
+    whole: dict[str, object], job: TrainJobConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    others = ray.util.placement_group([{"CPU": 4}])
+    ray.get(others.ready())
+    try:
+        with pytest.raises(TrainingError, match="could not be started together; seen: 2 of 1 CPUs; .*ray status"):
+            fit(job.model_copy(update={"output": str(folder / "crowded"), "start_minutes": 0.02}))
+    finally:
+        ray.util.remove_placement_group(others)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_leaves_the_samples(ray_cluster: None, job: TrainJobConfig, folder: Path) -> None:
+    wild = job.model_copy(update={"output": str(folder / "wild"), "optim": OptimConfig(lr=1e30, warmup_steps=0), "tracking": TrackingConfig()})
+    with pytest.raises(TrainingError, match="not finite at step [12];"):
+        fit(wild)
+    kept = sorted((folder / "wild" / "not_finite").iterdir())
+    assert len(kept) == 2
+    assert all(len(torch.load(path, weights_only=True)["batches"][0]["images"]) == 2 for path in kept)
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_that_matches_online_is_fed_by_ray(ray_cluster: None, job: TrainJobConfig, scenes: list[ImageMasks], folder: Path) -> None:
@@ -204,8 +281,20 @@ def test_a_run_that_matches_online_is_fed_by_ray(ray_cluster: None, job: TrainJo
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(job: TrainJobConfig) -> None:
-    with pytest.raises(ConfigError, match="4 over 3 workers x 2"):
+    with pytest.raises(ConfigError, match="4 over 3 workers x 1"):
         fit(job.model_copy(update={"workers": 3}))
+    with pytest.raises(ConfigError, match="at least 5"):
+        fit(job.model_copy(update={"workers": 5, "min_workers": 1}))
+
+
+def test_fewer_workers_are_not_more(job: TrainJobConfig) -> None:
+    with pytest.raises(ValueError, match="min_workers must be at most workers, which is 2"):
+        TrainJobConfig.model_validate(job.model_dump() | {"min_workers": 3})
+
+
+def test_a_resume_of_nothing_is_refused_before_anything_starts(job: TrainJobConfig, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        fit(job.model_copy(update={"resume": True, "output": str(tmp_path / "new")}))
 
 
 def test_local_paths_become_absolute_and_others_stay(job: TrainJobConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

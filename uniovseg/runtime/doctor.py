@@ -210,7 +210,7 @@ def check_output(config: "TrainJobConfig") -> str:
     try:
         storage.write_bytes(probe, written)
         read = storage.read_bytes(probe)
-        delete(probe)
+        storage.delete(probe)
     except StorageError as error:
         raise StorageError(f"the output cannot be used: {error}", fix=fix) from error
     if read != written:
@@ -219,10 +219,14 @@ def check_output(config: "TrainJobConfig") -> str:
 
 
 def check_same_run(config: "TrainJobConfig") -> str:
-    """Checkpoints in the output, if any, are of a run with this configuration."""
+    """Checkpoints in the output are of a run with this configuration; where a resume is asked for, there are some."""
     output = Location.of(config.output)
     manifests = [file for file in storage.list_files(output, checkpoint.MANIFEST, recursive=True) if "/step_" in file.uri.removeprefix(output.uri)]
     if not manifests:
+        if config.resume:
+            raise CheckpointError(
+                "there is nothing to resume", seen=output.uri, allowed="a run's output with a checkpoint", fix="or leave out --resume"
+            )
         return "a new run"
     info = CheckpointInfo.model_validate_json(storage.read_bytes(manifests[-1]))
     refuse_other_run(config, info)
@@ -234,10 +238,11 @@ def check_data(config: "TrainJobConfig") -> str:
     shards = ShardSet(config.data.train)
     if config.validation.shards is not None:
         ShardSet(config.validation.shards)
-    if config.batch_size % (config.workers * config.accumulate):
+    fewest = config.workers * config.accumulate
+    if config.batch_size % (fewest if config.min_workers is None else config.accumulate) or config.batch_size < fewest:
         raise ConfigError(
             "batch_size does not divide evenly", seen=f"{config.batch_size} over {config.workers} workers x {config.accumulate}",
-            allowed=f"a multiple of {config.workers * config.accumulate}",
+            allowed=f"a multiple of {fewest}" if config.min_workers is None else f"a multiple of {config.accumulate}, at least {fewest}",
         )  # fmt: skip
     return f"{shards.manifest.samples} samples in {len(shards.manifest.shards)} shards"
 
@@ -290,15 +295,14 @@ def check_token() -> str:
 
 
 def check_workers(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
-    """All workers find a place at the same time; else they are waited for without end."""
+    """All workers, or those that the run begins with, find a place at the same time; else they are waited for in vain."""
     fits = sum(_workers_of(config, node) for node in nodes)
-    each = f"{config.cpus_per_worker:g} CPUs" + (f" and {config.gpus_per_worker:g} GPUs" if config.gpus_per_worker else "")
-    if fits < config.workers:
+    if fits < (config.min_workers or config.workers):
         raise ConfigError(
-            "the cluster is too small for the workers", seen=f"workers={config.workers} of {each} each; room for {fits} on {len(nodes)} nodes",
-            allowed=f"at most {fits}", fix="lower workers or cpus_per_worker, or add nodes",
+            "the cluster is too small for the workers", seen=f"workers={config.describe_workers} each; room for {fits} on {len(nodes)} nodes",
+            allowed=f"at most {fits}", fix="lower workers, min_workers or cpus_per_worker, or add nodes",
         )  # fmt: skip
-    return f"{config.workers} of {each} each; room for {fits}"
+    return f"{config.describe_workers} each; room for {fits}"
 
 
 def _workers_of(config: "TrainJobConfig", node: Node) -> int:
@@ -448,11 +452,5 @@ def cluster_nodes(output: Location) -> list[Node]:
         ) from error  # fmt: skip
     finally:
         if probe is not None:
-            delete(probe)
+            storage.delete(probe)
     return seen
-
-
-def delete(location: Location) -> None:
-    """Delete a file."""
-    filesystem, path = location.filesystem()
-    storage.with_retries(partial(filesystem.delete_file, path), f"deleting {location.uri}")

@@ -2,107 +2,89 @@
 
 The driver opens the MLflow run and closes it. Each worker builds the same method, takes its slice of every global batch, and reports; rank 0 logs. When a
 worker dies Ray starts the group again, which goes on from the newest checkpoint; the same happens when a run's name is submitted again. As the plan of
-samples and every random draw depend on the step alone, the losses then are those of a run without the failure.
+samples and every random draw depend on the step alone, the losses then are those of a run without the failure, also with another number of workers.
 """
 
 import json
 import logging
-import shutil
-import tempfile
+import math
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-import cv2
-import numpy as np
 import ray.train
 import torch
-from pydantic import Field
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from pydantic import Field, model_validator
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from uniovseg import checkpoint, storage
+from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import validate
 from uniovseg.data.shards import ShardSet
-from uniovseg.errors import CheckpointError, TrainingError
-from uniovseg.pictures import Picture
+from uniovseg.errors import CheckpointError, DeviceMemoryError, TrainingError, TrainingStopped, UniOVSegError
 from uniovseg.records import Batch
 from uniovseg.runtime import doctor
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
-from uniovseg.runtime.metrics import show_training
+from uniovseg.runtime.failures import explained
+from uniovseg.runtime.recorder import RayRecorder
 from uniovseg.runtime.registry import register_finished, with_files
 from uniovseg.runtime.session import quiet_ray_data, ray_session
+from uniovseg.runtime.stopping import WorkerRequests, stopped_by_sigterm
 from uniovseg.runtime.tracking import Run, TrackingConfig, log_datasets, tracked_run
 from uniovseg.storage import Location
 from uniovseg.training import TrainConfig, initial_method, local_batches, make_match, make_validation, sample_maker, train
+
+logger = logging.getLogger(__name__)
 
 
 class TrainJobConfig(TrainConfig):
     """A training run on Ray."""
 
     workers: int = Field(1, ge=1, description="training workers (processes); batch_size is divided over them")
+    min_workers: int | None = Field(
+        None, ge=1, description="with how many of the workers the run begins or goes on, as nodes come and go; null: with all of them only"
+    )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker; 0 trains on the CPU")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs a worker")
-    max_failures: int = Field(3, ge=0, description="how often the workers are started again after a failure")
+    placement: Literal["PACK", "SPREAD"] = Field("PACK", description="PACK: workers on as few nodes as they fit; SPREAD: on as many as there are")
+    start_minutes: float = Field(10, gt=0, description="how long to wait until all workers have their places, for example while nodes start")
+    max_failures: int = Field(3, ge=0, description="how often the workers are started again after a failure; lost spot nodes do not count")
+    failed_checkpoints: int = Field(2, ge=0, description="how many checkpoints in a row may be lost to a failing store or a full disk")
+    resume: bool = Field(
+        False, description="refuse to begin anew: the output must hold a checkpoint to go on from. Without it a run goes on if it can"
+    )
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
+    @model_validator(mode="after")
+    def _fewer_workers(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers must be at most workers, which is {self.workers}")
+        return self
 
-class RayRecorder:
-    """Sends a worker's results to the run's folder, to MLflow and to Ray.
-
-    Args:
-        run: the driver's MLflow run.
-        output: the run's folder; metrics.jsonl and pictures/ are written there by rank 0.
-        start: the step at which this attempt began; later lines of an earlier attempt are dropped from metrics.jsonl.
-    """
-
-    def __init__(self, run: Run, output: Location, start: int) -> None:
-        self.run, self.output = run, output
-        self.lines: list[str] = []
-        if storage.exists(output / "metrics.jsonl"):
-            old = storage.read_bytes(output / "metrics.jsonl").decode().splitlines()
-            self.lines = [line for line in old if json.loads(line)["step"] <= start]
-        for line in map(json.loads, self.lines):
-            run.log(line.pop("step"), line)  # what an earlier attempt could not deliver; what MLflow has is left out
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Add a line to metrics.jsonl, show it on Ray's metrics endpoint and log to MLflow."""
-        self.lines.append(json.dumps({"step": step} | metrics))
-        storage.write_bytes(self.output / "metrics.jsonl", ("\n".join(self.lines) + "\n").encode())
-        show_training(self.output.name, step, metrics)
-        self.run.log(step, metrics)
-
-    def pictures(self, step: int, pictures: dict[str, Picture]) -> None:
-        """Write pictures beside the metrics and to MLflow."""
-        for name, picture in pictures.items():
-            done, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-            assert done
-            storage.write_bytes(self.output / f"pictures/{name}_{step:07d}.png", data.tobytes())
-        self.run.log_pictures(step, pictures)
-
-    def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
-        """Report a checkpoint to Ray; every rank takes part."""
-        kept = None
-        folder = tempfile.mkdtemp()
-        if write is not None:
-            write(Path(folder))
-            kept = Checkpoint.from_directory(folder)
-        ray.train.report({"step": step} | metrics, checkpoint=kept, checkpoint_dir_name=f"step_{step:07d}")
-        shutil.rmtree(folder, ignore_errors=True)
+    @property
+    def describe_workers(self) -> str:
+        """How many workers there are and what each takes, for people."""
+        count = f"{self.workers}" if self.min_workers is None else f"{self.min_workers} to {self.workers}"
+        return f"{count} of {self.cpus_per_worker:g} CPUs" + (f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else "")
 
 
-def train_worker(settings: dict[str, Any]) -> str | None:
-    """What each Ray Train worker runs; returns why a checkpoint does not fit the run, if so: all ranks find that, and starting them again would not mend it."""
+def train_worker(settings: dict[str, Any]) -> dict[str, str] | None:
+    """What each Ray Train worker runs; returns ``error`` and ``kind`` of what all ranks have found and starting them again would not mend, if so."""
     quiet_ray_data()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train reports each checkpoint by a logger below the root
     try:
         _train(settings)
-    except CheckpointError as error:
-        return str(error)
+    except DeviceMemoryError:
+        raise  # of one rank alone: the others wait for it, so Ray has to end them
+    except (CheckpointError, TrainingError) as error:
+        return {"kind": type(error).__name__, "error": str(error)}
     return None
 
 
@@ -129,19 +111,31 @@ def _train(settings: dict[str, Any]) -> None:
             return local_batches(config, maker, start, rank, world_size)
         return ray_batches(rows, maker, start, config.steps)
 
-    latest = ray.train.get_checkpoint()
-    if latest is None and settings["start"] is not None:
-        filesystem, path = Location.of(settings["start"]).filesystem()
-        latest = Checkpoint(path, filesystem)
     output = Location.of(config.output)
+    newest = ray.train.get_checkpoint()
+    begin = settings["start"] if newest is None else (output / Path(newest.path).name).uri
     match, validate_fn = make_match(config, method), make_validation(config) if rank == 0 else None
-    with Run(settings["uri"], settings["run_id"] if rank == 0 else None, output, config.tracking.patience) as run:
-        if latest is None:
-            train(config, method, batches, RayRecorder(run, output, 0), match=match, validate=validate_fn, rank=rank, world_size=world_size)
-            return
-        with latest.as_directory() as folder:
-            recorder = RayRecorder(run, output, checkpoint.read_info(Path(folder)).step)
-            train(config, method, batches, recorder, match=match, validate=validate_fn, resume=Path(folder), rank=rank, world_size=world_size)
+    tracked = Run(settings["uri"], settings["run_id"] if rank == 0 else None, output, config.tracking.patience)
+    with tracked as run, checkpoint.opened(begin) if begin else nullcontext() as folder:
+        recorder = RayRecorder(run, output, _resumed_step(folder, rank, world_size) if folder else 0, config.failed_checkpoints)
+        requests = WorkerRequests(output, recorder, rank)
+        settings = {"match": match, "validate": validate_fn, "ask": requests, "resume": folder, "rank": rank, "world_size": world_size}
+        try:
+            train(config, method, batches, recorder, **settings)
+        except TrainingStopped:
+            recorder.settle()
+            raise
+        finally:
+            requests.over.set()
+        recorder.settle()
+
+
+def _resumed_step(folder: Path, rank: int, world_size: int) -> int:
+    """The step of the checkpoint to go on from; rank 0 says so when as many workers did not write it."""
+    info = checkpoint.read_info(folder)
+    if rank == 0 and info.workers != world_size:
+        logger.warning("going on after step %d with world size %d; %d workers wrote the checkpoint", info.step, world_size, info.workers)
+    return info.step
 
 
 def with_absolute_paths(config: TrainJobConfig) -> TrainJobConfig:
@@ -185,6 +179,17 @@ def progress_bar(output: Location, steps: int) -> Iterator[None]:
             watcher.join()
 
 
+def start_tries(config: TrainJobConfig) -> int:
+    """How often Ray may try to start all workers: each try waits for RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S."""
+    return math.ceil(config.start_minutes * 60 / float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")))
+
+
+def workers_of(output: Location) -> list[int]:
+    """How many workers trained together, in the order of the run's steps, each change once."""
+    lines = map(json.loads, storage.read_bytes(output / "metrics.jsonl").decode().splitlines())
+    return [count for count, _ in groupby(int(line["workers"]) for line in lines if "workers" in line)]
+
+
 def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start: str | None = None) -> dict[str, Any]:
     """Train; the run's folder then holds ``model/`` (the final checkpoint), checkpoints, metrics.jsonl and pictures. Returns the report.
 
@@ -195,6 +200,7 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
 
     Raises:
         ConfigError, StorageError, DataError, CheckpointError: what `uniovseg.runtime.doctor` finds wrong before anything is launched.
+        TrainingStopped: a SIGTERM, or the file ``stop`` in the run's folder, asked for it; a checkpoint is kept.
         TrainingError: the training failed for good; the message says why.
     """
     started = time.perf_counter()
@@ -219,7 +225,8 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
             },
             torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=config.workers,
+                num_workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
+                placement_strategy=config.placement,
                 use_gpu=config.gpus_per_worker > 0,
                 resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
             ),
@@ -227,32 +234,36 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
                 name=name,
                 storage_path=parent,
                 storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=config.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+                failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=start_tries(config) - 1),
+                checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints, checkpoint_score_attribute=config.keep_metric),
                 logging_config=LoggingConfig(log_level="WARNING"),
                 callbacks=list(callbacks),
             ),
         )
         try:
-            with progress_bar(output, config.steps):
+            with progress_bar(output, config.steps), stopped_by_sigterm(output):
                 result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise TrainingError("the training failed", seen=" ".join(str(error).split())[-600:]) from error
+            raise explained(error, config.describe_workers) from error
         if result.return_value is not None:
-            raise CheckpointError(result.return_value)
+            kinds: dict[str, type[UniOVSegError]] = {"CheckpointError": CheckpointError, "TrainingStopped": TrainingStopped}
+            raise kinds.get(result.return_value["kind"], TrainingError)(result.return_value["error"])
         if result.checkpoint is None:
             raise TrainingError("the training ended without a checkpoint", seen=config.output)
-        with result.checkpoint.as_directory() as folder:
-            for file in (checkpoint.MODEL, checkpoint.MANIFEST):
-                storage.write_bytes(output / "model" / file, (Path(folder) / file).read_bytes())
-            info = checkpoint.read_info(Path(folder))
+        last = output / Path(result.checkpoint.path).name
+        for file in (checkpoint.MODEL, checkpoint.MANIFEST):
+            storage.write_bytes(output / "model" / file, storage.read_bytes(last / file))
+        info = CheckpointInfo.model_validate_json(storage.read_bytes(last / checkpoint.MANIFEST))
         report = {
             "steps": info.step,
             "seconds": round(time.perf_counter() - started, 1),
             "checkpoint": f"{config.output}/model",
             "mlflow": run.describe(),
         }
-        report |= {"metrics": info.metrics}
+        report |= {"metrics": info.metrics, "workers": workers_of(output)}
+        if config.keep_metric and result.best_checkpoints:
+            best, metrics = max(result.best_checkpoints, key=lambda kept: kept[1].get(config.keep_metric, -math.inf))
+            report["best"] = {"checkpoint": f"{config.output}/{Path(best.path).name}", config.keep_metric: metrics.get(config.keep_metric)}
         report["registered"] = register_finished(run, config.tracking, output / "model")
         run.log_report(report, info.step)
         return report

@@ -1,0 +1,97 @@
+"""Checkpoints on their way to the run's folder, with a store and a disk that fail, without a cluster."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray.train
+
+from uniovseg import checkpoint, storage
+from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.errors import StorageError, TrainingError
+from uniovseg.runtime.recorder import RayRecorder
+from uniovseg.runtime.tracking import Run
+from uniovseg.storage import Location
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Names of the checkpoints that Ray is told of, of which each is whole by then."""
+    names: list[str] = []
+    place = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=Location.of(tmp_path).filesystem()[0])
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_storage=lambda: place)
+
+    def report(metrics: dict[str, float], checkpoint: ray.train.Checkpoint, **_: object) -> None:
+        assert {path.name for path in Path(checkpoint.path).iterdir()} >= {"checkpoint.json", "model.safetensors"}
+        names.append(Path(checkpoint.path).name)
+
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train, "report", report)
+    return names
+
+
+def writer(step: int) -> Callable[[Path], None]:
+    return lambda folder: checkpoint.save(folder, CheckpointInfo(step=step, method={}), {})
+
+
+def full(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"half of i")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def whole(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob(f"*/{checkpoint.MANIFEST}"))
+
+
+def test_a_checkpoint_is_reported_when_it_is_whole(reported: list[str], tmp_path: Path) -> None:
+    recorder = RayRecorder(Run(None, None), Location.of(tmp_path), 0)
+    recorder.settle()  # nothing is on its way
+    recorder.checkpoint(3, writer(3), {})
+    recorder.checkpoint(6, writer(6), {})
+    assert reported == ["step_0000003"]
+    assert whole(tmp_path) == ["step_0000003"]
+    recorder.settle()
+    assert reported == whole(tmp_path) == ["step_0000003", "step_0000006"]
+
+
+def test_lost_checkpoints_are_tolerated_and_leave_nothing_that_is_trusted(
+    reported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = RayRecorder(Run(None, None), Location.of(tmp_path), 0, tolerated=1)
+    recorder.checkpoint(3, writer(3), {})
+    recorder.checkpoint(6, full, {})
+    recorder.settle()
+    with monkeypatch.context() as patch:
+        recorder.checkpoint(9, writer(9), {})  # a good one between: failures are counted in a row
+        recorder.settle()
+
+        def away(source: Path, target: Location) -> None:
+            raise StorageError("uploading", seen="503")
+
+        patch.setattr(storage, "upload_file", away)
+        recorder.checkpoint(12, writer(12), {})
+        recorder.settle()
+        assert whole(tmp_path) == reported == ["step_0000003", "step_0000009"]
+        recorder.checkpoint(15, writer(15), {})
+        with pytest.raises(TrainingError, match="2 checkpoints in a row could not be kept, the last at step 15; seen: uploading; seen: 503"):
+            recorder.settle()
+    assert whole(tmp_path) == reported == ["step_0000003", "step_0000009"]
+
+
+def test_while_a_checkpoint_is_replaced_there_is_none(reported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = RayRecorder(Run(None, None), Location.of(tmp_path), 0)
+    recorder.checkpoint(3, writer(3), {})
+    recorder.settle()
+    upload, seen = storage.upload_file, []
+
+    def watched(source: Path, target: Location) -> None:
+        seen.append((source.name, whole(tmp_path)))
+        upload(source, target)
+
+    monkeypatch.setattr(storage, "upload_file", watched)
+    recorder.checkpoint(3, writer(3), {})
+    recorder.settle()
+    assert seen == [("model.safetensors", []), ("checkpoint.json", [])]
+    assert whole(tmp_path) == ["step_0000003"]
