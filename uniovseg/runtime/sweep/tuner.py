@@ -99,7 +99,7 @@ def run_trials(config: SweepConfig, trainable: Any, steps: int | None) -> list[T
                 search_alg=_search(config),
                 scheduler=_scheduler(config, steps),
                 num_samples=1 if config.search.name == "grid" else config.search.trials,
-                max_concurrent_trials=config.max_concurrent,
+                max_concurrent_trials=config.max_concurrent if config.search.name == "optuna" else None,  # the other search has its own limit
                 reuse_actors=steps is None,
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
@@ -135,7 +135,7 @@ def _param_space(config: SweepConfig) -> dict[str, Any]:
 def _search(config: SweepConfig) -> Searcher | SearchAlgorithm:
     if config.search.name == "optuna":
         return OptunaSearch(seed=config.search.seed)
-    return BasicVariantGenerator(random_state=config.search.seed)
+    return BasicVariantGenerator(max_concurrent=config.max_concurrent, random_state=config.search.seed)
 
 
 def _scheduler(config: SweepConfig, steps: int | None) -> TrialScheduler:
