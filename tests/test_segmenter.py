@@ -21,6 +21,7 @@ from uniovseg.errors import CheckpointError, ConfigError, DataError
 from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig
 from uniovseg.methods.promptable import RegionConfig
 from uniovseg.models.clip import CHECKPOINT
+from uniovseg.models.mask_generator import build_mask_generator
 from uniovseg.open_vocabulary import SegmentationConfig, instances, panoptic_map, semantic_map
 from uniovseg.postprocess import ProposalConfig
 from uniovseg.records import Category, Vocabulary
@@ -53,15 +54,33 @@ def check(segment: Segment, size: tuple[int, int]) -> None:
     assert 0 <= segment.predicted_iou <= 1
 
 
-def test_points_give_one_mask_each_the_best_by_predicted_iou(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("windows", [(), (0.25, 0.5, 0.8, 2.0)])
+def test_points_give_one_mask_each_the_best_that_contains_it(
+    tiny_method: MaskGeneration, image: NDArray[np.uint8], windows: tuple[float, ...]
+) -> None:
+    generator = build_mask_generator(tiny_method.config.generator.model_copy(update={"point_windows": windows}), tiny_method.clip.feature_channels)
+    config = tiny_method.config.model_copy(update={"proposals": ProposalConfig(min_predicted_iou=0.5)})
+    segmenter = Segmenter(MaskGeneration(config, tiny_method.clip, generator).eval())
     embedded = segmenter.embed(image)
-    points = [(10.5, 20.0), (70.0, 49.0), (0, 0), (90, 50)]
+    points = [(float(x), float(y)) for x in range(1, 90, 6) for y in range(1, 50, 6)] + [(0.0, 0.0), (90.0, 50.0)]
     segments = segmenter.points(embedded, points)
-    assert len(segments) == 4
+    containing = 0
     for segment, point in zip(segments, points, strict=True):
         check(segment, (50, 90))
-        decoded = segmenter.method.embed_points(embedded, torch.tensor([point], dtype=torch.float32))
-        assert segment.predicted_iou == pytest.approx(float(decoded.iou_probs.max()), abs=1e-5)
+        at = torch.tensor([point], dtype=torch.float32)
+        decoded = segmenter.method.embed_points(embedded, at)
+        logits = segmenter.method.mask_logits(embedded, decoded.flat())
+        x, y = (embedded.view.to_view(at)[0] / 4).long().tolist()
+        masks = [
+            (float(iou), bool(mask[min(y, mask.shape[0] - 1), min(x, mask.shape[1] - 1)] > 0))
+            for iou, mask in zip(decoded.iou_probs[0], logits, strict=True)
+        ]
+        candidates = [iou for iou, contains in masks if contains] or [iou for iou, _ in masks]
+        containing += any(contains for _, contains in masks) and not all(contains for _, contains in masks)
+        expected = next((iou for iou in candidates if iou >= 0.5), candidates[0]) if windows else max(candidates)
+        assert segment.predicted_iou == pytest.approx(expected, abs=1e-5)
+    assert containing
+    assert segmenter.points(embedded, points[:1], [1]) == segments[:1]
 
 
 def test_labels_make_points_one_prompt(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:

@@ -86,7 +86,7 @@ class Segmenter:
             image: the image.
             points: (x, y) in pixels, [n, 2].
             labels: [n] of 1 (inside) and 0 (outside): all points together describe one mask. None: each point is a prompt of its own and gives its
-                best mask by predicted IoU.
+                best mask that contains it (`PromptableSegmenter.best_at_points`). One point inside is the same either way.
             vocabulary: the words that masks are named by; None: no names.
             config: ``unknown_below``.
 
@@ -96,15 +96,14 @@ class Segmenter:
         embedded = self._embedded(image)
         points_xy = _checked(points, 2, "points", embedded)
         if labels is None:
-            decoded = self.method.embed_points(embedded, points_xy)
-            best = decoded.iou_probs.argmax(1)
-            rows = torch.arange(len(best), device=best.device)
-            return self._segments(embedded, decoded.take((rows, best)), vocabulary, config)
+            return self._segments(embedded, self.method.best_at_points(embedded, points_xy), vocabulary, config)
         marks = torch.from_numpy(_numbers(labels, "labels")).to(points_xy.device).flatten()
         if len(marks) != len(points_xy) or not bool(((marks == 0) | (marks == 1)).all()):
             raise DataError(
                 "labels do not fit the points", seen=marks.tolist()[:8], allowed=f"{len(points_xy)} values, each 0 (outside) or 1 (inside)"
             )
+        if len(marks) == 1 and bool(marks[0] == 1):
+            return self._segments(embedded, self.method.best_at_points(embedded, points_xy), vocabulary, config)
         return self._segments(embedded, self.method.embed_point_set(embedded, points_xy, marks.long()).flat(), vocabulary, config)
 
     def boxes(

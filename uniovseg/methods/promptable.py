@@ -143,6 +143,28 @@ class PromptableSegmenter(Method):
         return last.take(0)
 
     @torch.no_grad()
+    def best_at_points(self, embedded: EmbeddedImage, points_xy: Tensor) -> MaskEmbeddings:
+        """The mask of each single point [Q, 2] in source pixels, in one row: embeddings [Q, C], predicted IoU [Q].
+
+        Of a point's masks only those count that contain the point (where none does, all do): a large mask beside the point, such as the ground around
+        a thing, often has a high predicted IoU, as it is easy, and nobody who clicks on the thing means it. Among them the highest predicted IoU wins;
+        where a point's masks have windows, which grow from the first mask to the last, the first that is good enough to be a proposal.
+        """
+        decoded = self.embed_points(embedded, points_xy)
+        features = self.generator.mask_decoder.features(embedded.pixel)[0]
+        height, width = features.shape[1:]
+        cells = (embedded.view.to_view(points_xy) / 4).long()
+        at_points = features[:, cells[:, 1].clamp(0, height - 1), cells[:, 0].clamp(0, width - 1)].T
+        contains = (decoded.embeddings @ at_points[..., None])[..., 0] > 0
+        rank = decoded.iou_probs
+        if decoded.windows is not None:
+            count = rank.shape[1]
+            good = rank >= self.config.proposals.min_predicted_iou
+            rank = good * (1 - torch.arange(count, device=rank.device) / count)
+        best = (rank + contains).argmax(1)
+        return decoded.take((torch.arange(len(best), device=best.device), best))
+
+    @torch.no_grad()
     def embed_point_set(self, embedded: EmbeddedImage, points_xy: Tensor, labels: Tensor) -> MaskEmbeddings:
         """The one mask of a set of points [P, 2] in source pixels with labels [P] (1 inside, 0 outside): embeddings [1, 1, C], IoU [1, 1]."""
         points = embedded.view.to_view(points_xy)[None, None]
