@@ -14,7 +14,7 @@ from uniovseg.data.makers import MaskSampleMaker
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.views import ViewConfig
 from uniovseg.errors import StorageError
-from uniovseg.records import ImageMasks
+from uniovseg.records import ImageMasks, MaskSample
 from uniovseg.runtime.feeding import take_steps
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def test_the_loader_s_processes_share_each_epoch(shapes_shards: Path, scenes: li
     keys = []
     for process in range(2):
         monkeypatch.setattr(feed, "get_worker_info", lambda process=process: SimpleNamespace(id=process, num_workers=2))
-        samples: Iterator[feed.MaskSample] = iter(feed._Rows(str(shapes_shards), maker))
+        samples: Iterator[MaskSample] = iter(feed._Rows(str(shapes_shards), maker))
         keys.append([sample.key for sample in islice(samples, 10)])
     expected = {scene.key for scene in scenes}
     cut = [next(number for number in range(1, 10) if set(keys[0][:number]) | set(keys[1][: 10 - number]) == expected)]
@@ -42,7 +42,7 @@ def test_waiting_is_what_the_next_batch_takes(monkeypatch: pytest.MonkeyPatch) -
             now[0] += 1.0
             yield SimpleNamespace(keys=("a", "b"))
 
-    taken = take_steps(batches(), 5, 3.0)  # type: ignore[arg-type]
+    taken = take_steps(batches(), 5, 3.0)
     assert (taken.samples, taken.seconds, taken.waited) == (10, 20.0, 5.0)
 
 
