@@ -33,6 +33,7 @@ from uniovseg.records import Batch
 from uniovseg.runtime import doctor
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
 from uniovseg.runtime.failures import explained
+from uniovseg.runtime.ray_storage import ray_filesystem
 from uniovseg.runtime.recorder import RayRecorder
 from uniovseg.runtime.registry import register_finished, with_files
 from uniovseg.runtime.session import quiet_ray_data, ray_session
@@ -208,7 +209,7 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
     config, output = with_files(named), Location.of(config.output)
     doctor.require(doctor.first_checks(config) + doctor.storage_checks(config))
     shards = ShardSet(config.data.train)
-    filesystem, path = output.filesystem()
+    filesystem, path = ray_filesystem(output)
     parent, _, name = path.rpartition("/")
     tracked = tracked_run(config.tracking, name, config, {"job": "train", "init": str(named.init)}, folder=output, resume=True)
     with tracked as run, ray_session(doctor.slots(config)):
