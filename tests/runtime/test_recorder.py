@@ -1,6 +1,7 @@
 """Checkpoints on their way to the run's folder, with a store and a disk that fail, without a cluster."""
 
 import errno
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +79,20 @@ def test_lost_checkpoints_are_tolerated_and_leave_nothing_that_is_trusted(
         with pytest.raises(TrainingError, match="2 checkpoints in a row could not be kept, the last at step 15; seen: uploading; seen: 503"):
             recorder.settle()
     assert whole(tmp_path) == reported == ["step_0000003", "step_0000009"]
+
+
+def test_a_disk_without_room_for_a_folder_loses_a_checkpoint_and_no_more(
+    reported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = RayRecorder(Run(None, None), Location.of(tmp_path / "run"), 0, tolerated=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        recorder.checkpoint(3, writer(3), {})
+        recorder.settle()
+        with pytest.raises(TrainingError, match="nowhere"):
+            recorder.checkpoint(6, writer(6), {})
+            recorder.settle()
+    assert reported == whole(tmp_path / "run") == []
 
 
 def test_while_a_checkpoint_is_replaced_there_is_none(reported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import logging
 import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class Upload:
     def __init__(self, step: int, metrics: dict[str, float], target: Location, write: Callable[[Path], None] | None) -> None:
         self.step, self.metrics, self.target = step, metrics, target
         self.error: Exception | None = None
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.gettempdir()) / f"checkpoint-{uuid.uuid4().hex}"
+        self._guarded(lambda: self.folder.mkdir(0o700))  # a full disk may have no room for a folder either
         self._guarded(lambda: write(self.folder) if write else None)
         self.thread = threading.Thread(target=self._guarded, args=(self._send,), daemon=True)
         self.thread.start()
