@@ -20,7 +20,8 @@ from serve.measures import Measures
 from serve.page_files import PageFiles
 from serve.problems import KINDS, RETRY_AFTER_S, ServiceError, problem_of
 from serve.reading import RAW, read_request
-from serve.schemas import (
+from serve.service import Service
+from uniovseg.api import (
     REQUEST_HEADER,
     REQUEST_ID_HEADER,
     Answer,
@@ -39,7 +40,6 @@ from serve.schemas import (
     SegmentRequest,
     VocabulariesResponse,
 )
-from serve.service import Service
 
 NamingT = TypeVar("NamingT", bound=NamingRequest)
 

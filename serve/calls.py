@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from serve.problems import Refusal
-from serve.schemas import IdMap, ModelInfo, ModelRef, NamingRequest, Segment, Timings, VocabularyInfo, VocabularyRef
+from uniovseg.api import IdMap, ModelInfo, ModelRef, NamingRequest, Segment, Timings, VocabularyInfo, VocabularyRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Outcome:
     Attributes:
         model: what answered.
         size: (h, w) of the image.
-        segments, vocabulary, id_map, warnings: as in `serve.schemas.Answer`.
+        segments, vocabulary, id_map, warnings: as in `uniovseg.api.Answer`.
         timing_ms: `total` is the time in the replica.
     """
 

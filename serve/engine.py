@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from serve.masks import Found
 from serve.problems import ServiceError
-from serve.schemas import (
+from serve.settings import ModelSource
+from uniovseg import checkpoint
+from uniovseg.api import (
     EverythingRequest,
     ImageRequest,
     Limits,
@@ -29,8 +31,6 @@ from serve.schemas import (
     VocabularyRef,
     Word,
 )
-from serve.settings import ModelSource
-from uniovseg import checkpoint
 from uniovseg.data.vocabulary import PACKAGED, load_vocabulary
 from uniovseg.errors import DataError
 from uniovseg.methods.promptable import EmbeddedImage, RegionConfig

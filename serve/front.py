@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.measures import Measures
 from serve.problems import RETRY_AFTER_S, ServiceError, problem_of
-from serve.schemas import REQUEST_ID_HEADER
+from uniovseg.api import REQUEST_ID_HEADER
 
 LOG = logging.getLogger("uniovseg.serve")
 

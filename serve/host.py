@@ -19,8 +19,8 @@ from serve.kept import Kept
 from serve.masks import write_id_map, write_segments
 from serve.model_thread import Group, ModelThread
 from serve.problems import Refusal, ServiceError
-from serve.schemas import Limits, NamingRequest, Timings
 from serve.settings import ModelSource, ReplicaConfig
+from uniovseg.api import Limits, NamingRequest, Timings
 from uniovseg.methods.promptable import EmbeddedImage
 
 P = ParamSpec("P")

@@ -3,7 +3,7 @@
 import struct
 
 from serve.problems import ServiceError
-from serve.schemas import Limits
+from uniovseg.api import Limits
 
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.schemas import CocoRle, IdMap, MaskFormat, Polygons, Segment
+from uniovseg.api import CocoRle, IdMap, MaskFormat, Polygons, Segment
 from uniovseg.ops.run_length import RunLengthMasks
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from serve.schemas import Problem, ProblemCode
+from uniovseg.api import Problem, ProblemCode
 
 KINDS: dict[ProblemCode, tuple[int, str]] = {
     "invalid_json": (400, "The request is not JSON"),

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from serve.images import MEDIA_TYPES
 from serve.problems import ServiceError
-from serve.schemas import REQUEST_HEADER, ImageRequest, Limits
+from uniovseg.api import REQUEST_HEADER, ImageRequest, Limits
 
 RequestT = TypeVar("RequestT", bound=ImageRequest)
 

@@ -10,7 +10,7 @@ from typing import Any
 from serve.calls import Backend, Call, Description, ImageStore, NeedsImage, Outcome
 from serve.images import check_image
 from serve.problems import Refusal, ServiceError
-from serve.schemas import (
+from uniovseg.api import (
     EverythingRequest,
     ImageCreated,
     ImageRef,

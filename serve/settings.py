@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from serve.schemas import Limits
+from uniovseg.api import Limits
 from uniovseg.config import Config
 
 GIB = 1024**3

@@ -18,10 +18,10 @@ from serve.calls import Backend
 from serve.host import Host
 from serve.kept import Kept
 from serve.measures import Measures
-from serve.schemas import Limits
 from serve.service import Service
 from serve.settings import ModelSource, ReplicaConfig
 from uniovseg import checkpoint
+from uniovseg.api import Limits
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
 from uniovseg.methods.mask_generation import MaskGeneration

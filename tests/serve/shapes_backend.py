@@ -13,7 +13,7 @@ from serve.images import image_size
 from serve.masks import Found, write_segments
 from serve.problems import ServiceError
 from serve.samples import SCENE, sample_scene
-from serve.schemas import EverythingRequest, ModelInfo, ModelRef, NamingRequest, PromptRequest, SegmentRequest
+from uniovseg.api import EverythingRequest, ModelInfo, ModelRef, NamingRequest, PromptRequest, SegmentRequest
 from uniovseg.data.shapes import CLASS_NAMES, Scene, encode_image
 
 Mask = NDArray[np.bool_]

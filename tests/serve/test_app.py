@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from serve.host import Host
 from serve.problems import KINDS
-from serve.schemas import REQUEST_HEADER, MasksResponse, ModelsResponse, Problem, SegmentationResponse, VocabulariesResponse
 from tests.serve.conftest import LIMITS, client_of, decoded_map, encoded
+from uniovseg.api import REQUEST_HEADER, MasksResponse, ModelsResponse, Problem, SegmentationResponse, VocabulariesResponse
 from uniovseg.data.vocabulary import PACKAGED, load_vocabulary
 from uniovseg.models.text_classifier import TEMPLATES
 from uniovseg.segmenter import Segmenter

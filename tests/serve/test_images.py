@@ -8,7 +8,7 @@ from PIL import Image
 
 from serve.images import check_image, image_size
 from serve.problems import ServiceError
-from serve.schemas import Limits
+from uniovseg.api import Limits
 
 NOISE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 

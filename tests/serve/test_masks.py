@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from serve.masks import Found, trace, write_id_map, write_segments
-from serve.schemas import CocoRle, Polygons
 from tests.serve.conftest import decoded_map
+from uniovseg.api import CocoRle, Polygons
 from uniovseg.ops.run_length import RunLengthMasks
 
 

@@ -27,9 +27,9 @@ from serve.measures import Measures
 from serve.problems import ServiceError
 from serve.samples import SCENE, WORDS_HEADER, sample_scene
 from serve.samples import router as samples
-from serve.schemas import EverythingRequest, Limits, PromptRequest, SegmentRequest
 from serve.service import Service
 from tests.serve.shapes_backend import Truth, parts
+from uniovseg.api import EverythingRequest, Limits, PromptRequest, SegmentRequest
 from uniovseg.data.shapes import Scene
 
 PAGE = Path(__file__).parents[2] / "serve" / "page"
