@@ -2,10 +2,11 @@
 PYTHON ?= python3
 SEED ?= 0
 PORT ?= 8000
+KILLS ?= 20
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install run-install quickstart serve page-screenshots load-test test test-slow shapes-full real lint types contracts format clean
+.PHONY: help install run-install quickstart serve page-screenshots load-test test test-slow cluster-test fault-test shapes-full real lint types contracts format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,20 +34,23 @@ serve: run-install ## the service with a page to try it: the quickstart's checkp
 page-screenshots: install ## the page's main states as pictures in runs/screenshots/page (needs a Chromium)
 	UNIOVSEG_SCREENSHOTS=$(CURDIR)/runs/screenshots/page $(BIN)/python -m pytest tests/serve/test_page.py -k "main_states or refusals or busy or key_is"
 
-page-screenshots: install ## the page's main states as pictures in runs/screenshots/page (needs a Chromium)
-	UNIOVSEG_SCREENSHOTS=$(CURDIR)/runs/screenshots/page $(BIN)/python -m pytest tests/serve/test_page.py -k "main_states or refusals or busy or key_is"
-
 load-test: install ## the service under load while replicas are killed and the model is swapped
 	$(BIN)/python jobs/benchmark.py serve_load
 
 # A second OpenMP thread spins while it waits: beside other work it makes small tensors ten times slower.
-test test-slow: export OMP_NUM_THREADS := 1
+test test-slow cluster-test fault-test: export OMP_NUM_THREADS := 1
 
 test: install ## the default tests
 	$(BIN)/python -m pytest
 
 test-slow: install ## the tests that are left out of the default ones
 	$(BIN)/python -m pytest -m slow
+
+cluster-test: install ## the jobs as a user submits them: a store, a tracking server and two Ray nodes on this machine
+	$(BIN)/python -m pytest -m e2e tests/e2e
+
+fault-test: install ## a training goes on while workers, the head, the store, the tracking server and the disk fail (KILLS=n)
+	UNIOVSEG_KILLS=$(KILLS) $(BIN)/python -m pytest -m fault tests/fault
 
 shapes-full: run-install ## train the shapes model that is shipped (SEED=n)
 	$(BIN)/python jobs/quickstart.py --config jobs/configs/shapes_full.yaml seed=$(SEED)

@@ -77,7 +77,7 @@ def client(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def running_cluster(folder: Path, cpus: Sequence[int] = (2, 2)) -> Iterator[Cluster]:
+def running_cluster(folder: Path, cpus: Sequence[int] = (3, 3)) -> Iterator[Cluster]:
     """Start everything, and end it with the block.
 
     Args:
