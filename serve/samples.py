@@ -1,30 +1,39 @@
-"""Sample pictures for the page: scenes of the shapes world, drawn when they are asked for."""
+"""Sample pictures for the page: scenes of the shapes world, drawn when they are asked for.
+
+The world is imported with the first sample: it brings torch, 500 MB that an ingress needs for nothing else.
+"""
 
 import functools
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Path
 from starlette.responses import Response
 
-from uniovseg.data.shapes import EVALUATION_STREAM, Scene, SceneConfig, draw_scene, encode_image, entities, scene_rng
+if TYPE_CHECKING:
+    from uniovseg.data.shapes import Scene
 
 WORDS_HEADER = "X-Uniovseg-Words"
 """What can be seen in a sample, comma separated."""
 
-SCENE = SceneConfig(size=384)
+SIDE = 384
+"""Pixels."""
 
 router = APIRouter(tags=["samples"])
 
 
-def sample_scene(seed: int) -> Scene:
+def sample_scene(seed: int) -> "Scene":
     """The scene of a sample, of the stream that no model was trained on."""
-    return draw_scene(SCENE, scene_rng(0, EVALUATION_STREAM, seed), held_out=False)
+    from uniovseg.data.shapes import EVALUATION_STREAM, SceneConfig, draw_scene, scene_rng
+
+    return draw_scene(SceneConfig(size=SIDE), scene_rng(0, EVALUATION_STREAM, seed), held_out=False)
 
 
 @functools.lru_cache(maxsize=32)
 def _drawn(seed: int) -> tuple[bytes, str]:
+    from uniovseg.data.shapes import SceneConfig, encode_image, entities
+
     scene = sample_scene(seed)
-    return encode_image(scene.image, SCENE.jpeg_quality), ", ".join(entities(scene))
+    return encode_image(scene.image, SceneConfig().jpeg_quality), ", ".join(entities(scene))
 
 
 @router.get("/v1/samples/{seed}.jpg", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})

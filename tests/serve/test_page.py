@@ -25,7 +25,7 @@ from pycocotools import mask as coco_mask
 from serve.api import create_api
 from serve.measures import Measures
 from serve.problems import ServiceError
-from serve.samples import SCENE, WORDS_HEADER, sample_scene
+from serve.samples import SIDE, WORDS_HEADER, sample_scene
 from serve.samples import router as samples
 from serve.service import Service
 from tests.serve.shapes_backend import Truth, parts
@@ -142,7 +142,7 @@ def at(page: Page, x: float, y: float) -> tuple[float, float]:
     page.locator("#canvas").scroll_into_view_if_needed()
     box = page.locator("#canvas").bounding_box()
     assert box is not None
-    return box["x"] + x / SCENE.size * box["width"], box["y"] + y / SCENE.size * box["height"]
+    return box["x"] + x / SIDE * box["width"], box["y"] + y / SIDE * box["height"]
 
 
 def inside(mask: NDArray[np.bool_]) -> tuple[float, float]:
@@ -165,7 +165,7 @@ def colour_at(page: Page, x: float, y: float) -> list[int]:
         const canvas = document.getElementById("canvas");
         done([...canvas.getContext("2d").getImageData(Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1).data]);
     })))"""
-    found: list[int] = page.evaluate(script, [x / SCENE.size, y / SCENE.size])
+    found: list[int] = page.evaluate(script, [x / SIDE, y / SIDE])
     return found
 
 
@@ -344,7 +344,7 @@ def test_the_keyboard_alone(page: Page, server: Server, scene: Scene) -> None:
     page.locator("#canvas").focus()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Shift+ArrowUp")
-    status(page, f"x {int(SCENE.size * 0.49)}, y {int(SCENE.size * 0.4)}")
+    status(page, f"x {int(SIDE * 0.49)}, y {int(SIDE * 0.4)}")
     page.keyboard.press("Enter")
     status(page, "predicted IoU")
     page.keyboard.press("Shift+ArrowRight")
@@ -353,7 +353,7 @@ def test_the_keyboard_alone(page: Page, server: Server, scene: Scene) -> None:
     request = server.truth.requests[-1]
     assert isinstance(request, PromptRequest)
     assert request.labels == (1, 0)
-    assert np.allclose(request.points, [(SCENE.size * 0.49, SCENE.size * 0.4), (SCENE.size * 0.59, SCENE.size * 0.4)])
+    assert np.allclose(request.points, [(SIDE * 0.49, SIDE * 0.4), (SIDE * 0.59, SIDE * 0.4)])
     page.keyboard.press("Escape")
     status(page, "Cleared")
     expect(page.locator("#results")).to_be_hidden()
@@ -372,7 +372,7 @@ def test_the_keyboard_alone(page: Page, server: Server, scene: Scene) -> None:
     expect(page.locator("#legend li")).to_have_count(2)
     request = server.truth.requests[-1]
     assert isinstance(request, PromptRequest)
-    assert np.allclose(request.boxes, [(SCENE.size * 0.4, SCENE.size * 0.5, SCENE.size * 0.1, SCENE.size * 0.1)])
+    assert np.allclose(request.boxes, [(SIDE * 0.4, SIDE * 0.5, SIDE * 0.1, SIDE * 0.1)])
 
 
 def test_all_controls_come_in_order_and_show_their_focus(page: Page) -> None:
@@ -421,7 +421,7 @@ def test_downloads(page: Page, scene: Scene) -> None:
     name, data = downloaded(page, "#save-json")
     told = json.loads(data)
     assert name == f"sample_{SEED}_segments.json"
-    assert told["image"] == {"name": f"sample_{SEED}.jpg", "width": SCENE.size, "height": SCENE.size}
+    assert told["image"] == {"name": f"sample_{SEED}.jpg", "width": SIDE, "height": SIDE}
     assert [item["label"] for item in told["segments"]] == [name for name, _ in parts(scene)]
     assert told["segments"][0]["bbox"] == list(coco_mask.toBbox(told["segments"][0]["mask"]))
 
