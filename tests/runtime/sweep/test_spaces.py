@@ -112,6 +112,16 @@ def test_what_is_written_down_is_read_again() -> None:
     assert validate(SweepConfig, yaml.safe_load(to_yaml(config))) == config
 
 
+def test_an_override_changes_a_dotted_key() -> None:
+    changes = ["space.matching.cost={grid: [raw]}", "space.sizes={subsets: [256, 512]}", "search.seed=3"]
+    config = load(SweepConfig, CONFIGS / "sweep_scales_shapes.yaml", changes)
+    assert {key: space.listed for key, space in config.space.items()} == {
+        "sizes": ["[256]", "[512]", "[256, 512]"], "matching.cost": ["raw"], "matching.confidence": ["all", "top_fraction", "mutual_best"]
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"space\.matching\.cost: not a mapping"):
+        load(SweepConfig, CONFIGS / "sweep_scales_shapes.yaml", ["space.matching.cost.girds=[raw]"])
+
+
 def test_values_go_through_the_overrides_of_the_command_line() -> None:
     base = ScaleSet(sizes=(64, 96))
     chosen = with_values(base, {"sizes": "[96]", "matching.cost": "raw", "matching.top_fraction": 0.25, "matching.max_cost": 1e-05})

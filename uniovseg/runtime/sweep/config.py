@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from uniovseg.config import Config
 from uniovseg.data.shapes import SceneConfig
@@ -81,6 +81,20 @@ class SweepConfig(Config):
     resume: bool = Field(False, description="go on with the sweep in the output; on the command line also --resume")
     verbose: int = Field(1, ge=0, le=2, description="Tune's table of progress: 0 none, 2 with every result")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _dotted(cls, value: Any) -> Any:
+        """A key's parts may also be nested, as the override ``space.optim.lr={...}`` makes them; it wins over the file's dotted key."""
+
+        def leaves(prefix: str, item: Any) -> dict[str, Any]:
+            if isinstance(item, dict) and item and all(isinstance(inner, dict) for inner in item.values()):
+                return {name: leaf for key, inner in item.items() for name, leaf in leaves(f"{prefix}.{key}", inner).items()}
+            return {prefix: item}
+
+        if not isinstance(value, dict):
+            return value
+        return {name: leaf for key, item in value.items() for name, leaf in leaves(str(key), item).items()}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

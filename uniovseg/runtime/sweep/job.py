@@ -10,6 +10,7 @@ from rich.table import Table
 from uniovseg import storage
 from uniovseg.config import to_yaml
 from uniovseg.runtime.evaluate_words import to_csv
+from uniovseg.runtime.reproduce.rows import wide_console
 from uniovseg.runtime.session import ray_session
 from uniovseg.runtime.sweep import plots
 from uniovseg.runtime.sweep.config import SweepConfig
@@ -80,7 +81,7 @@ def _write(config: SweepConfig, task: Task, results: Sequence[TrialResult], run:
     for name, data in files.items():
         storage.write_bytes(Location.of(config.output) / name, data)
         run.log_bytes(name, data)
-    Console().print(table(config, task, good))
+    wide_console().print(table(config, task, good))
     for result in failed:
         Console().print(f"trial {result.trial} failed: {result.error[-300:]}", soft_wrap=True)
     return {

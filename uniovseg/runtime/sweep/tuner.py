@@ -104,7 +104,13 @@ def run_trials(config: SweepConfig, trainable: Any, steps: int | None) -> list[T
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
             ),
-            run_config=tune.RunConfig(name=TUNE, storage_path=path, storage_filesystem=filesystem, verbose=config.verbose),
+            run_config=tune.RunConfig(
+                name=TUNE,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False) if steps is None else None,  # such a trial has nothing to keep
+                verbose=config.verbose,
+            ),
         )
     results = [_result(found) for found in tuner.fit()]
     done, expected = sum(result.ended for result in results), count_trials(config)
