@@ -96,7 +96,7 @@ def swept(cluster: Cluster, bucket: str, stage1: str, named: str) -> str:
     """Three scale sets and two costs."""
     matching = f"[entities={named}, checkpoint={stage1}/model, pairing.points_per_side=4, pairing.max_masks=10]"
     truth = f"{{name: shapes, seed: {SEED}, scene: {{size: {SCENE.size}}}}}"
-    space = "space={sizes: {subsets: [64, 96]}, matching.cost: {grid: [clip_softmax, raw]}}"
+    space = "space={sizes: {subsets: [64, 96]}, matching.cost: {grid: [clip_softmax, raw]}, matching.confidence: {grid: [all]}}"
     task = (f"task.overrides={matching}", "task.sizes=[64, 96]", f"task.truth={truth}")
     cluster.submit("jobs/tune.py", "--config", "jobs/configs/sweep_scales_shapes.yaml", f"output={bucket}/sweep", *task, space, *TRACKED)
     return f"{bucket}/sweep"
