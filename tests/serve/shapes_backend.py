@@ -12,7 +12,7 @@ from serve.engine import vocabularies
 from serve.images import image_size
 from serve.masks import Found, write_segments
 from serve.problems import ServiceError
-from serve.samples import SCENE, sample_scene
+from serve.samples import SIDE, sample_scene
 from uniovseg.api import EverythingRequest, ModelInfo, ModelRef, NamingRequest, PromptRequest, SegmentRequest
 from uniovseg.data.shapes import CLASS_NAMES, Scene, encode_image
 
