@@ -12,9 +12,9 @@ from serve.engine import vocabularies
 from serve.images import image_size
 from serve.masks import Found, write_segments
 from serve.problems import ServiceError
-from serve.samples import SIDE, sample_scene
+from serve.samples import sample_scene
 from uniovseg.api import EverythingRequest, ModelInfo, ModelRef, NamingRequest, PromptRequest, SegmentRequest
-from uniovseg.data.shapes import CLASS_NAMES, Scene, encode_image
+from uniovseg.data.shapes import CLASS_NAMES, Scene, SceneConfig, encode_image
 
 Mask = NDArray[np.bool_]
 
@@ -33,7 +33,7 @@ class Truth:
         self.calls: list[Call] = []
         self.faults: deque[ServiceError] = deque()
         self.files: dict[str, bytes] = {}
-        self._scenes = {_digest(encode_image(scene.image, SCENE.jpeg_quality)): scene for scene in map(sample_scene, seeds)}
+        self._scenes = {_digest(encode_image(scene.image, SceneConfig().jpeg_quality)): scene for scene in map(sample_scene, seeds)}
 
     async def call(self, call: Call) -> Reply:
         if self.faults:
