@@ -17,7 +17,7 @@ from torch import nn
 from tests.test_training import Brightness, configured, sample_batch
 from uniovseg import checkpoint, parallel
 from uniovseg.checkpoint import MODEL, OPTIMIZER, SHARDED
-from uniovseg.errors import ConfigError, TrainingError, TrainingStopped
+from uniovseg.errors import ConfigError, TrainingError, TrainingStoppedError
 from uniovseg.methods.base import TrainableMethod, mean_over_ranks
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.parallel import blocks
@@ -125,7 +125,7 @@ def together(rank: int, folder: Path, config: TrainConfig) -> None:
         with pytest.raises(TrainingError, match="not finite at step 2") as caught:
             two(folder / name, settings, poison="infinite, with finite gradients")  # in the share of the first process alone
         (folder / f"{name}_{rank}.txt").write_text(str(caught.value))
-    with pytest.raises(TrainingStopped):
+    with pytest.raises(TrainingStoppedError):
         two(folder / "stopped", sharded, ask=stop_at(4))
     dist.destroy_process_group()
 

@@ -52,7 +52,7 @@ class DeviceMemoryError(TrainingError):
     """A step that the device's memory does not hold."""
 
 
-class TrainingStopped(TrainingError):
+class TrainingStoppedError(TrainingError):
     """A training run that was asked to stop, and has kept a checkpoint to go on from."""
 
 

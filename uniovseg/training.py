@@ -35,7 +35,7 @@ from uniovseg.data.plan import Plan
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
-from uniovseg.errors import CheckpointError, ConfigError, DeviceMemoryError, TrainingError, TrainingStopped, UniOVSegError
+from uniovseg.errors import CheckpointError, ConfigError, DeviceMemoryError, TrainingError, TrainingStoppedError, UniOVSegError
 from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.catalog import MethodConfig, build_method
@@ -218,7 +218,7 @@ def train(
     Raises:
         TrainingError: a loss or gradient that is not finite, raised on every rank before the optimizer has taken the step, with the batch kept.
         DeviceMemoryError: the device's memory does not hold a step; raised on the rank that finds it.
-        TrainingStopped: `ask` said so, and a checkpoint is kept.
+        TrainingStoppedError: `ask` said so, and a checkpoint is kept.
         CheckpointError: `resume` does not fit the run.
     """
     if config.threads:
@@ -304,7 +304,7 @@ def train(
             recorder.checkpoint(done, checkpoint_writer(config, method, optimizer, names, info, rank), metrics)
             since = time.perf_counter()
         if request is Request.STOP:
-            raise TrainingStopped(
+            raise TrainingStoppedError(
                 f"the training was stopped after step {done} of {config.steps}", fix="start it again as it was, and it goes on there"
             )
     return metrics
@@ -530,7 +530,7 @@ def run(config: TrainConfig, stopped: threading.Event | None = None) -> dict[str
     """Train in this process, without Ray, going on from the newest checkpoint in ``config.output``; returns the last validation's metrics.
 
     Raises:
-        TrainingStopped: `stopped` was set, and a checkpoint is kept.
+        TrainingStoppedError: `stopped` was set, and a checkpoint is kept.
     """
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -565,7 +565,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(TrainConfig, arguments.config, arguments.overrides, ignore=RAY_KEYS)
         sys.stdout.write(json.dumps(run(config, stopped)) + "\n")
-    except TrainingStopped as error:
+    except TrainingStoppedError as error:
         sys.stderr.write(f"{error}\n")
         return 128 + signal.SIGTERM
     except UniOVSegError as error:

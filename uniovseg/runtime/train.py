@@ -28,7 +28,7 @@ from uniovseg import checkpoint, storage
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import validate
 from uniovseg.data.shards import ShardSet
-from uniovseg.errors import CheckpointError, DeviceMemoryError, TrainingError, TrainingStopped, UniOVSegError
+from uniovseg.errors import CheckpointError, DeviceMemoryError, TrainingError, TrainingStoppedError, UniOVSegError
 from uniovseg.records import Batch
 from uniovseg.runtime import doctor
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
@@ -123,7 +123,7 @@ def _train(settings: dict[str, Any]) -> None:
         settings = {"match": match, "validate": validate_fn, "ask": requests, "resume": folder, "rank": rank, "world_size": world_size}
         try:
             train(config, method, batches, recorder, **settings)
-        except TrainingStopped:
+        except TrainingStoppedError:
             recorder.settle()
             raise
         finally:
@@ -201,7 +201,7 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
 
     Raises:
         ConfigError, StorageError, DataError, CheckpointError: what `uniovseg.runtime.doctor` finds wrong before anything is launched.
-        TrainingStopped: a SIGTERM, or the file ``stop`` in the run's folder, asked for it; a checkpoint is kept.
+        TrainingStoppedError: a SIGTERM, or the file ``stop`` in the run's folder, asked for it; a checkpoint is kept.
         TrainingError: the training failed for good; the message says why.
     """
     started = time.perf_counter()
@@ -247,7 +247,7 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
         except ray.train.TrainingFailedError as error:
             raise explained(error, config.describe_workers) from error
         if result.return_value is not None:
-            kinds: dict[str, type[UniOVSegError]] = {"CheckpointError": CheckpointError, "TrainingStopped": TrainingStopped}
+            kinds: dict[str, type[UniOVSegError]] = {"CheckpointError": CheckpointError, "TrainingStoppedError": TrainingStoppedError}
             raise kinds.get(result.return_value["kind"], TrainingError)(result.return_value["error"])
         if result.checkpoint is None:
             raise TrainingError("the training ended without a checkpoint", seen=config.output)
