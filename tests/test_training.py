@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -298,6 +299,36 @@ def test_validation_is_run_in_evaluation_mode_and_at_the_end(tmp_path: Path, tin
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [f"found_000000{step}.png" for step in (3, 6, 7)]
     assert checkpoint.read_info(tmp_path / "step_0000007").metrics == {"val_box_iou": 0.3}
     assert make_validation(config) is None
+
+
+def test_a_resumed_run_knows_the_last_validation(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
+    config = configured(tiny_config, steps=7, validation={"every": 3})
+    recorder = FolderRecorder(tmp_path, 2)
+
+    def validate(_: TrainableMethod[Any]) -> tuple[dict[str, float], dict[str, Picture]]:
+        return {"val_box_iou": 0.25}, {}
+
+    train(config, Brightness(), feed(4), recorder, validate=validate)
+    assert train(config, Brightness(), feed(4), recorder, validate=validate, resume=tmp_path / "step_0000007") == {"val_box_iou": 0.25}
+    train(config, Brightness(), feed(4), recorder, resume=tmp_path / "step_0000006")
+    assert checkpoint.read_info(tmp_path / "step_0000007").metrics == {"val_box_iou": 0.25}
+
+
+def test_speed_leaves_out_what_checkpoints_take(tmp_path: Path, tiny_config: MaskGenerationConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("uniovseg.training.time.perf_counter", lambda: clock.now)
+
+    def batches(start: int) -> Iterator[MaskBatch]:
+        for batch in feed(4)(start):
+            clock.now += 2.0
+            yield batch
+
+    class Slow(FolderRecorder):
+        def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
+            clock.now += 100.0
+
+    train(configured(tiny_config, log_every=4, checkpoint_every=3), Brightness(), batches, Slow(tmp_path, 2))
+    assert [(line["images_per_second"], line["data_wait_share"]) for line in lines_of(tmp_path)] == [(2.0, 1.0), (2.0, 1.0)]
 
 
 def test_a_folder_without_manifest_is_no_checkpoint(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def train(
         rank, world_size: this process among those that torch.distributed joins.
 
     Returns:
-        The last validation's metrics (empty without one).
+        The last validation's metrics, or those of the checkpoint that it went on from (empty without one).
 
     Raises:
         TrainingError: a loss or gradient that is not finite, raised on every rank before the optimizer has taken the step, with the batch kept.
@@ -239,7 +239,7 @@ def train(
     if resume:
         checkpoint.restore_optimizer(optimizer, names, resume)
 
-    meter, metrics = _Meter(), dict[str, float]()
+    meter, metrics = _Meter(), dict(checkpoint.read_info(resume).metrics) if resume else {}
     feed = batches(start)
     since = time.perf_counter()
     waited = 0.0
@@ -288,6 +288,7 @@ def train(
             if rank == 0:
                 recorder.log(done, line | {"images_per_second": images / seconds, "data_wait_share": waited / seconds})
             since, waited = time.perf_counter(), 0.0
+        paused = time.perf_counter()
         if config.validation.shards is not None and sharded and (done % config.validation.every == 0 or last):
             state = whole_state(method.state(), keep=rank == 0)
             if validate and rank == 0:
@@ -298,11 +299,10 @@ def train(
             twin.train()
             recorder.log(done, metrics)
             recorder.pictures(done, pictures)
-            since = time.perf_counter()
         if done % config.checkpoint_every == 0 or last or request is not Request.GO_ON:
             info = checkpoint_info(config, done, metrics, world_size)
             recorder.checkpoint(done, checkpoint_writer(config, method, optimizer, names, info, rank), metrics)
-            since = time.perf_counter()
+        since += time.perf_counter() - paused
         if request is Request.STOP:
             raise TrainingStoppedError(
                 f"the training was stopped after step {done} of {config.steps}", fix="start it again as it was, and it goes on there"
