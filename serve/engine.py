@@ -110,7 +110,7 @@ class Engine:
         if isinstance(request, PromptRequest):
             check_inside(request, embedded.size)
         vocabulary = vocabulary_of(request)
-        if vocabulary is not None and request.vocabulary_id is None:
+        if vocabulary is not None and (request.vocabulary_id is None or isinstance(request.templates, tuple)):
             self._check_sentences(request, vocabulary)
         try:
             found = self._found(embedded, request, vocabulary)

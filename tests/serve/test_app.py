@@ -154,6 +154,11 @@ def test_what_words_may_bring(client: TestClient, png: bytes) -> None:
     assert len(scores({"vocabulary_id": "shapes"})) == 1
 
 
+def test_own_sentences_of_a_packaged_vocabulary_are_bounded(client: TestClient, png: bytes) -> None:
+    many = [f"{{}} {number}" for number in range(LIMITS.sentences)]
+    problem(post(client, "/v1/prompt", {"points": [[10, 20]], "vocabulary_id": "shapes", "templates": many}, png), "limit_exceeded")
+
+
 def test_what_is_served(client: TestClient) -> None:
     models = ModelsResponse.model_validate_json(client.get("/v1/models").content)
     assert models.limits == LIMITS
