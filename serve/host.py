@@ -1,7 +1,9 @@
 """A model with everything around it that a replica needs: decoders, the model's thread, kept features. No Ray here."""
 
 import asyncio
+import ctypes
 import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +72,7 @@ class Host:
         self._model = _Model(
             engine, Group(functools.partial(_embed, engine), self.config.max_batch), Kept(self.config.embeddings_bytes, self.keep_seconds)
         )
+        await asyncio.to_thread(_give_back)
 
     def check(self) -> None:
         """Raise RuntimeError where the host cannot answer any more."""
@@ -133,6 +136,7 @@ class Host:
             self._pending[key] = task
             task.add_done_callback(_seen)
             task.add_done_callback(lambda _: self._pending.pop(key))
+            del task  # a failure remembers this frame: no ring from it to the task and back, which would keep the image
         return await asyncio.shield(self._pending[key])
 
     async def _kept(self, model: _Model, image: bytes, image_id: str) -> _Features:
@@ -147,9 +151,20 @@ class Host:
         work = asyncio.ensure_future(_in(self._decoding, _timed, decoder.decode, image, size))
         work.add_done_callback(_seen)
         work.add_done_callback(lambda _: self._free.put_nowait(decoder))
-        pixels, decoding = await asyncio.shield(work)  # a decoder is free again when it is done, whoever waits
+        try:
+            pixels, decoding = await asyncio.shield(work)  # a decoder is free again when it is done, whoever waits
+        finally:
+            del work  # as in `_features`
         embedded, embedding = await self._thread.grouped(model.group, pixels, until)
         return embedded, decoding, embedding
+
+
+def _give_back() -> None:
+    """Give the system what the C library holds of freed memory: after a swap the old model's, without which each swap makes the process larger."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others give back by themselves
+        if trim is not None:
+            trim(0)
 
 
 def memory(embedded: EmbeddedImage) -> int:

@@ -110,16 +110,16 @@ def _late(job: _Job) -> bool:
 
 
 def _do(jobs: list[_Job]) -> None:
+    """Do jobs and empty the list: a failure remembers this frame, and what it remembers must not lead back to the result that holds it."""
     group = jobs[0].group
     try:
         results = [jobs[0].item()] if group is None else list(group.run([job.item for job in jobs]))
         assert len(results) == len(jobs), "a result for each item"
     except BaseException as error:  # whatever it is belongs to the caller, and the thread lives on
-        if len(jobs) > 1:
-            for job in jobs:
-                _do([job])
-            return
-        jobs[0].result.set_exception(error)
+        if len(jobs) == 1:
+            jobs.pop().result.set_exception(error)
+        while jobs:
+            _do([jobs.pop(0)])
         return
     for job, result in zip(jobs, results, strict=True):
         job.result.set_result(result)

@@ -1,8 +1,10 @@
 """Work waits for nothing but the thread: lone work first, then all that is alike; what nobody waits for is never begun."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -121,3 +123,31 @@ def test_closing_cancels_what_waits() -> None:
         await busy
 
     asyncio.run(main())
+
+
+def test_a_failure_keeps_nothing_alive(thread: ModelThread) -> None:
+    class Kept:
+        def fail(self) -> None:
+            raise ValueError
+
+    def refuse(items: Sequence[Kept]) -> list[None]:
+        raise ValueError(len(items))
+
+    async def main() -> list[weakref.ref[Kept]]:
+        group, items = Group(refuse, 8), [Kept(), Kept(), Kept()]
+        gate, busy = await held(thread)
+        waiting = asyncio.gather(
+            *(thread.grouped(group, item, LATER) for item in items[:2]), thread.call(items[2].fail, LATER), return_exceptions=True
+        )
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await busy
+        assert [type(found) for found in await waiting] == [ValueError] * 3
+        return [weakref.ref(item) for item in items]
+
+    gc.disable()
+    try:
+        found = asyncio.run(main())
+        assert [item() for item in found] == [None] * 3
+    finally:
+        gc.enable()

@@ -1,0 +1,54 @@
+"""A replica without Ray: what it keeps, and what it does not."""
+
+import asyncio
+import gc
+import weakref
+
+from serve.calls import Call, Outcome
+from serve.host import Host
+from serve.problems import Refusal, ServiceError
+from serve.settings import ModelSource
+from tests.serve.conftest import LIMITS, REPLICA
+
+
+def call_of(image: bytes, image_id: str | None = None) -> Call:
+    return Call(request=None, image=image, image_id=image_id, seconds=60.0)
+
+
+def test_an_image_that_cannot_be_decoded_is_not_kept(host: Host, png: bytes) -> None:
+    """Neither is its failure, whose traceback would lead to the file."""
+
+    async def main() -> None:
+        for image_id in (None, "cut"):
+            reply = await host.call(call_of(png[: len(png) // 2], image_id))
+            assert isinstance(reply, Refusal) and reply.code == "invalid_image"
+        assert not host._pending
+
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)  # rings, which nothing else frees, go to gc.garbage
+    try:
+        asyncio.run(main())
+        gc.collect()
+        assert not [item for item in gc.garbage if isinstance(item, ServiceError)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+def test_the_model_before_is_forgotten(source: ModelSource, png: bytes) -> None:
+    host = Host(REPLICA, LIMITS, 900.0)
+
+    async def main() -> None:
+        await host.load(source)
+        assert isinstance(await host.call(call_of(png, "kept")), Outcome)
+        before = weakref.ref(host._loaded().engine)
+        await host.load(source)
+        assert before() is None
+        assert isinstance(await host.call(call_of(png, "kept")), Outcome)
+
+    try:
+        asyncio.run(main())
+    finally:
+        host.close()
