@@ -1,6 +1,9 @@
 """Checkpoints: what is written is what is read, and what does not fit is refused by name."""
 
+import errno
+import shutil
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch import nn
 
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
-from uniovseg.errors import CheckpointError
+from uniovseg.errors import CheckpointError, StorageError
 
 INFO = CheckpointInfo(step=7, method={"name": "mask_generation", "size": 64}, config={"seed": 3}, metrics={"val_box_iou": 0.25})
 
@@ -55,6 +58,17 @@ def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.Monkey
         checkpoint.save(tmp_path, INFO, {"a": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         checkpoint.read_info(tmp_path)
+
+
+def test_a_manifest_that_breaks_off_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: IO[bytes], target: IO[bytes], length: int) -> None:
+        target.write(source.read(10))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(StorageError, match="No space left"):
+        checkpoint.save(tmp_path, INFO, {"a": torch.zeros(1)})
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.MODEL]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"step": -1, "method": {}}', '{"step": 1}', '{"step": 1, "method": {}, "format": 1, "new": 2}'])

@@ -55,7 +55,7 @@ def save(folder: Path, info: CheckpointInfo, state: dict[str, Tensor], optimizer
             save_file({name: value.cpu().contiguous() for name, value in optimizer.items()}, folder / OPTIMIZER)
     except SafetensorError as error:
         raise StorageError("the checkpoint cannot be written", seen=f"{folder}: {error}") from error
-    (folder / MANIFEST).write_text(info.model_dump_json(indent=2))
+    storage.write_bytes(storage.Location.of(folder / MANIFEST), info.model_dump_json(indent=2).encode())
 
 
 @contextmanager
