@@ -119,7 +119,7 @@ def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def save_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write this process's part of `tensors` with torch.distributed.checkpoint; every process must call this.
+    """Write this process's part of `tensors` with torch.distributed.checkpoint, which makes the folder; every process must call this, come what may.
 
     Raises:
         StorageError: some process, not necessarily this one, cannot write.
@@ -128,7 +128,6 @@ def save_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with _alone_is_fine():
             save(tensors, checkpoint_id=folder)
     except CheckpointException as error:

@@ -86,6 +86,7 @@ def test_a_disk_without_room_for_a_folder_loses_a_checkpoint_and_no_more(
 ) -> None:
     recorder = RayRecorder(Run(None, None), Location.of(tmp_path / "run"), 0, tolerated=1)
     with monkeypatch.context() as patch:
+        (tmp_path / "nowhere").write_bytes(b"no folder")
         patch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
         recorder.checkpoint(3, writer(3), {})
         recorder.settle()
@@ -93,6 +94,15 @@ def test_a_disk_without_room_for_a_folder_loses_a_checkpoint_and_no_more(
             recorder.checkpoint(6, writer(6), {})
             recorder.settle()
     assert reported == whole(tmp_path / "run") == []
+
+
+def test_a_rank_without_room_for_a_folder_still_meets_the_others(reported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    met: list[Path] = []
+    recorder = RayRecorder(Run(None, None), Location.of(tmp_path / "run"), 0, tolerated=1)
+    recorder.checkpoint(3, met.append, {})  # what writes shards waits for every rank
+    recorder.settle()
+    assert len(met) == 1 and reported == []
 
 
 def test_while_a_checkpoint_is_replaced_there_is_none(reported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

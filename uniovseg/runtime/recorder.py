@@ -45,7 +45,8 @@ class Upload:
         self.error: Exception | None = None
         self.folder = Path(tempfile.gettempdir()) / f"checkpoint-{uuid.uuid4().hex}"
         self._guarded(lambda: self.folder.mkdir(0o700))  # a full disk may have no room for a folder either
-        self._guarded(lambda: write(self.folder) if write else None)
+        if write is not None:
+            self._guarded(lambda: write(self.folder), always=True)  # the other ranks may be waiting for this one in it
         self.thread = threading.Thread(target=self._guarded, args=(self._send,), daemon=True)
         self.thread.start()
 
@@ -66,12 +67,13 @@ class Upload:
         if (self.folder / name).exists():
             storage.upload_file(self.folder / name, self.target / name)
 
-    def _guarded(self, call: Callable[[], None]) -> None:
-        if self.error is None:
+    def _guarded(self, call: Callable[[], None], *, always: bool = False) -> None:
+        """Call and keep the first error; after an error only what is `always` to be done."""
+        if self.error is None or always:
             try:
                 call()
             except (OSError, StorageError) as error:
-                self.error = error
+                self.error = self.error or error
 
 
 class RayRecorder:
