@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uniovseg.runtime.delivery import connect
+from uniovseg.runtime.delivery import connect, said
 from uniovseg.runtime.sweep.tuner import TrialResult
 from uniovseg.runtime.tracking import PARENT, Run
 
@@ -27,7 +27,7 @@ def _unless_away(run: Run) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        logger.warning("the trials of run %s are not all logged: %s", run.run_id, " ".join(str(error).split())[:300])
+        logger.warning("the trials of run %s are not all logged: %s", run.run_id, said(error))
 
 
 def _children(client: "MlflowClient", run: Run, experiment: str) -> "dict[str, StoredRun]":
