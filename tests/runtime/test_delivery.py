@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from pydantic import Field
 
 from uniovseg.config import Config
-from uniovseg.errors import StorageError
+from uniovseg.errors import StorageError, UniOVSegError
 from uniovseg.runtime import delivery
 from uniovseg.runtime.delivery import Artifact, Delivery, Ending, Entry, Metrics, Parameters, connect, deliver, keep
 from uniovseg.runtime.tracking import Run, TrackingConfig, tracked_run
@@ -146,6 +146,13 @@ def test_what_is_kept_is_delivered_later(mlflow_uri: str, run_id: str, tmp_path:
     assert Path(copied).read_bytes() == bytes(range(256))
     assert list((tmp_path / delivery.UNDELIVERED).iterdir()) == [] and deliver(folder, mlflow_uri) == 0
     assert delivery.main([]) == 2
+
+
+def test_what_another_server_refuses_is_kept(mlflow_uri: str, tmp_path: Path) -> None:
+    file = keep(Location.of(tmp_path), mlflow_uri, "0" * 32, [Metrics(3, 77, {"loss": 0.5}), Ending("FAILED", 99)])
+    with pytest.raises(UniOVSegError, match="refuses all of it"):
+        deliver(Location.of(tmp_path), mlflow_uri)
+    assert Path(file.uri).is_file()
 
 
 def test_a_server_that_is_not_there_at_the_start_is_an_error_that_hides_credentials(monkeypatch: pytest.MonkeyPatch) -> None:

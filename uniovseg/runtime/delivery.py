@@ -117,7 +117,7 @@ class Delivery:
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
         self.entries: deque[Entry] = deque()
-        self.dropped = 0
+        self.dropped = self.refused = 0
         self._bytes = 0
         self._steps: dict[str, int] | None = None
         self._parameters: set[str] = set()
@@ -168,6 +168,7 @@ class Delivery:
                     pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
                     self._wait(pause)
                     continue
+                self.refused += len(batch)
                 logger.warning("MLflow refuses an entry of run %s: %s", self.run_id, said(error))
             pause = 0.0
             with self._changed:
@@ -273,7 +274,7 @@ def deliver(folder: Location, uri: str | None, patience: float = 60.0) -> int:
         patience: seconds to wait for the server, a file.
 
     Raises:
-        UniOVSegError: something has not arrived.
+        UniOVSegError: something has not arrived, or the server refuses all of a file, as one that does not know the run does; the file is kept.
     """
     count = 0
     for file in storage.list_files(folder / UNDELIVERED, ".jsonl"):
@@ -285,8 +286,11 @@ def deliver(folder: Location, uri: str | None, patience: float = 60.0) -> int:
             delivery.put(KINDS[line.pop("kind")](**line))
         if left := delivery.close(patience):
             raise UniOVSegError("the tracking server does not answer", seen=f"{len(left)} of {len(lines)} entries of {file.uri} are left")
-        filesystem, path = file.filesystem()
-        storage.with_retries(lambda f=filesystem, p=path: f.delete_file(p), f"deleting {file.uri}")  # type: ignore[misc]
+        if lines and delivery.refused == len(lines):
+            raise UniOVSegError(
+                "the tracking server refuses all of it", seen=file.uri, fix=f"is it the server of run {head['run_id']}? MLFLOW_TRACKING_URI says which"
+            )
+        storage.delete(file)
         count += len(lines)
     return count
 
