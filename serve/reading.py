@@ -43,6 +43,7 @@ async def read_request(http: Request, kind: type[RequestT], limits: Limits) -> t
                 return await _multipart(http, kind, limits)
             if media == "application/json":
                 body = await read_body(http, limits.request_bytes + 4 * (limits.bytes // 3 + 1))
+                _check_rest(body, limits)
                 return parse(kind, body), None
             if media in RAW or not media:
                 image = await read_body(http, limits.bytes)
@@ -54,6 +55,21 @@ async def read_request(http: Request, kind: type[RequestT], limits: Limits) -> t
     except ClientDisconnect:
         raise ServiceError("invalid_body", "the request ended too early") from None
     raise ServiceError("unsupported_media_type", "the body is of an unknown type", seen=media, allowed=list(ACCEPTED))
+
+
+def _check_rest(body: bytes, limits: Limits) -> None:
+    """Refuse JSON that holds more than a request beside its image: checking millions of words would hold up everybody. Raises ServiceError."""
+    if len(body) <= limits.request_bytes:
+        return
+    try:
+        found = from_json(body)
+    except ValueError:
+        return  # `parse` says what is wrong
+    image = found.get("image") if isinstance(found, dict) else None
+    data = image.get("data") if isinstance(image, dict) else None
+    rest = len(body) - (len(data) if isinstance(data, str) else 0)
+    if rest > limits.request_bytes:
+        raise ServiceError("too_large", "the request beside its image is too large, in bytes", seen=rest, allowed=limits.request_bytes)
 
 
 def parse(kind: type[RequestT], text: bytes | str) -> RequestT:

@@ -57,10 +57,13 @@ async def segment(
         raise ServiceError(
             "invalid_request", "mask_threshold: masks are cut where inside and outside are as likely", seen=asked.mask_threshold, allowed=0.5
         )
+    words = asked.vocabulary or words_of(vocabulary)
+    if len(words or ()) > service.limits.words:
+        raise ServiceError("limit_exceeded", "words: more than allowed", seen=len(words or ()), allowed=service.limits.words)
     request = make_request(
         SegmentRequest,
         image=encoded,
-        vocabulary=asked.vocabulary or words_of(vocabulary),
+        vocabulary=words,
         vocabulary_id=asked.vocabulary_id or vocabulary_id,
         task=asked.subtask,
         threshold=asked.threshold,

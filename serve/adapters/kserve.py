@@ -115,6 +115,8 @@ async def infer(http: Request, service: ServiceOf, request_id: RequestId, model:
         raise ServiceError("invalid_request", "an input is unknown or there twice", seen=str(unknown), allowed=["image", "request"])
     if "request" not in tensors:
         raise ServiceError("invalid_request", "the input request is missing", allowed=["image", "request"])
+    if len(tensors["request"]) > service.limits.request_bytes:
+        raise ServiceError("too_large", "request: too large, in bytes", seen=len(tensors["request"]), allowed=service.limits.request_bytes)
     names = [item.name for item in inference.outputs] if inference.outputs is not None else list(OUTPUTS)
     if not set(names) <= OUTPUTS.keys():
         raise ServiceError("invalid_request", "there is no such output", seen=", ".join(names), allowed=list(OUTPUTS))

@@ -101,6 +101,8 @@ async def predict(http: Request, service: ServiceOf, request_id: RequestId) -> R
     body = await read_json(http, Predict, service.limits, TASKS)
     if len(body.tasks) > TASKS:
         raise ServiceError("limit_exceeded", "tasks: more than allowed", seen=len(body.tasks), allowed=TASKS)
+    if len(body.label_config) > service.limits.request_bytes:
+        raise ServiceError("too_large", "label_config is too large", seen=len(body.label_config), allowed=service.limits.request_bytes)
     controls = read_config(body.label_config)
     drawn = body.params.context.result if body.params and body.params.context else ()
     results = [await _predict_task(service, controls, task, drawn, request_id) for task in body.tasks]

@@ -275,6 +275,13 @@ def test_json_that_cannot_be_used(client: TestClient, text: bytes, code: str) ->
     problem(client.post("/v1/prompt", content=text, headers={"content-type": "application/json"}), code)
 
 
+def test_a_request_beside_its_image_is_bounded(client: TestClient, png: bytes) -> None:
+    image = {"image": {"data": base64.b64encode(png + bytes(LIMITS.request_bytes)).decode()}}
+    assert post(client, "/v1/segment", SEGMENT | image).status_code == 200
+    words = [f"word {number}" for number in range(LIMITS.request_bytes // 8)]
+    problem(post(client, "/v1/segment", {"vocabulary": words} | image), "too_large")
+
+
 def test_images_that_cannot_be_used(client: TestClient, png: bytes) -> None:
     raw = {"content-type": "image/png"}
     for data, code in (
