@@ -301,6 +301,16 @@ def test_a_call_ends_by_its_deadline() -> None:
     assert isinstance(error, ServiceProblemError), "waiting would be in vain"
 
 
+def test_a_try_after_a_pause_that_ended_late_has_some_time() -> None:
+    clock = Clock()
+    steps = _Conversation(ClientConfig(deadline_s=9), clock).ask("/v1/prompt", b"file", POINT, MasksResponse)
+    next(steps)
+    assert isinstance(steps.send(BUSY), _Pause)
+    clock.now += 10
+    late = steps.send(None)
+    assert isinstance(late, _Send) and 0 < late.seconds < 0.01
+
+
 def test_the_service_is_told_what_is_left() -> None:
     talk = _Conversation(ClientConfig(deadline_s=9), Clock())
     step = next(talk.ask("/v1/prompt", b"file", POINT, MasksResponse))

@@ -167,7 +167,7 @@ class _Conversation:
         """The first answer that is not one of those that may pass. Raises ServiceProblemError, ServiceUnreachableError."""
         pause = self._config.first_pause_s
         while True:
-            left = self._until - self._clock()
+            left = max(0.001, self._until - self._clock())  # a pause may end late, and the service takes no time of 0
             reply = yield _Send(method, path, left, content(left))
             if isinstance(reply, httpx2.Response):
                 if reply.is_success:
@@ -254,8 +254,7 @@ class _Service:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def _timeout(self, step: _Send) -> httpx2.Timeout:
-        left = max(0.001, step.seconds)
-        return httpx2.Timeout(left, connect=min(self._config.connect_s, left))
+        return httpx2.Timeout(step.seconds, connect=min(self._config.connect_s, step.seconds))
 
 
 class Client(_Service):
