@@ -1,4 +1,4 @@
-"""What goes wrong with a request, as an exception that can cross processes and becomes an ``application/problem+json`` answer."""
+"""What goes wrong with a request: a `Refusal`, which can cross processes, the exception that carries it, and the ``application/problem+json`` of both."""
 
 from dataclasses import dataclass
 from typing import Any
