@@ -394,9 +394,10 @@ def test_the_program_says_what_is_wrong(config_file: Path, tmp_path: Path, capsy
     assert main(["--config", str(config_file), "stepz=3"]) == 2
     assert main(["--config", str(config_file), "accumulate=3"]) == 2
     assert main(["--config", str(config_file), f"data.train={tmp_path}"]) == 1
+    assert main(["--config", str(config_file), "output=s3://bucket/run"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3
-    for line, part in zip(errors, ("did you mean 'steps'?", "batch_size does not divide", "not a shard set"), strict=True):
+    assert len(errors) == 4
+    for line, part in zip(errors, ("did you mean 'steps'?", "batch_size does not divide", "not a shard set", "is a local folder"), strict=True):
         assert line.startswith("error: ")
         assert part in line
 

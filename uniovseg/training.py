@@ -45,6 +45,7 @@ from uniovseg.parallel import Parallel, accumulating, distribute, save_shards, s
 from uniovseg.pictures import Picture, draw_masks, save_picture, tile
 from uniovseg.plain import plain_bytes
 from uniovseg.records import Batch, MaskBatch, PairBatch, StepOutput
+from uniovseg.storage import Location
 
 
 class DataConfig(Config):
@@ -531,8 +532,11 @@ def run(config: TrainConfig, stopped: threading.Event | None = None) -> dict[str
 
     Raises:
         TrainingStoppedError: `stopped` was set, and a checkpoint is kept.
+        ConfigError: the output is no folder of this machine.
     """
-    folder = Path(config.output)
+    if not Location.of(config.output).is_local:
+        raise ConfigError("without Ray a run's output is a local folder", seen=config.output, fix="jobs/train.py writes to a store")
+    folder = Path(Location.of(config.output).uri)
     folder.mkdir(parents=True, exist_ok=True)
     method = initial_method(config)
     maker = sample_maker(config, method)
