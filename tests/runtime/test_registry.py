@@ -7,6 +7,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from pydantic import Field
 
 from uniovseg import checkpoint
@@ -161,6 +162,13 @@ def test_a_registry_that_is_away_does_not_fail_a_job_and_the_model_can_be_regist
     run = Run(away, "0" * 32, folder, patience=0)
     assert registry.register_finished(run, tracking, Location.of(model)) is None
     assert f"python -m uniovseg.runtime.registry {tmp_path} tiny" in caplog.text
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="cannot be used"):
+
+        def no_store(*_: object) -> str:
+            raise EndpointConnectionError(endpoint_url="http://store")
+
+        patch.setattr(registry, "_register", no_store)
+        registry.register(run, Location.of(model), "tiny")
     with pytest.raises(StorageError, match="cannot be used"):
         registry.find("models:/tiny/1", away)
     with tracked_run(tracking, "training", Job(), folder=folder, resume=True):

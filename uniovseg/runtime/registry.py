@@ -187,6 +187,8 @@ def register(run: Run, model: Location, name: str) -> str:
         StorageError: the tracking server did not answer for as long as the run is patient.
         CheckpointError: there is no checkpoint in the folder.
     """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
 
     assert run.uri is not None and run.run_id is not None
@@ -198,7 +200,7 @@ def register(run: Run, model: Location, name: str) -> str:
         while True:
             try:
                 return _register(client, run, Path(folder), name, tags)
-            except (MlflowException, OSError) as error:
+            except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:  # the artifacts may lie in S3
                 permanent = isinstance(error, MlflowException) and error.get_http_status_code() in (400, 401, 403, 404)
                 if permanent or time.monotonic() > ends:
                     raise _away(run.uri, error) from error
