@@ -288,8 +288,8 @@ def deliver(folder: Location, uri: str | None, patience: float = 60.0) -> int:
             raise UniOVSegError("the tracking server does not answer", seen=f"{len(left)} of {len(lines)} entries of {file.uri} are left")
         if lines and delivery.refused == len(lines):
             raise UniOVSegError(
-                "the tracking server refuses all of it", seen=file.uri, fix=f"is it the server of run {head['run_id']}? MLFLOW_TRACKING_URI says which"
-            )
+                "the tracking server refuses all of it", seen=file.uri, fix=f"does MLFLOW_TRACKING_URI name the server of run {head['run_id']}?"
+            )  # fmt: skip
         storage.delete(file)
         count += len(lines)
     return count
