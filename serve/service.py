@@ -62,8 +62,7 @@ class Service:
         check_image(image, self.limits)
         image_id = hashlib.sha256(image).hexdigest()[:32]
         seconds = self._seconds(request)
-        outcome = await self._within(self._called(Call(request=None, image=image, image_id=image_id, seconds=seconds)), seconds)
-        await self._within(self.store.put(image_id, image), seconds)
+        outcome = await self._within(self._kept(image_id, image, seconds), seconds)
         return ImageCreated(
             image_id=image_id,
             width=outcome.size[1],
@@ -124,6 +123,12 @@ class Service:
         if image is None:
             raise ServiceError("image_not_found", "there is no image of this id, or it was forgotten: send it again", seen=image_id)
         return await self._called(Call(request=request, image=image, image_id=image_id, seconds=until - time.perf_counter()))
+
+    async def _kept(self, image_id: str, image: bytes, seconds: float) -> Outcome:
+        """The outcome of computing an image's features; the file is then in the store."""
+        outcome = await self._called(Call(request=None, image=image, image_id=image_id, seconds=seconds))
+        await self.store.put(image_id, image)
+        return outcome
 
     async def _called(self, call: Call) -> Outcome:
         reply = await self.backend.call(call)
