@@ -65,7 +65,7 @@ def run(config: LocalConfig) -> None:
 
     console = Console()
     packaged = config.checkpoint in checkpoint.SHIPPED
-    console.print(f"model: {config.checkpoint} ({'packaged with uniovseg' if packaged else 'checkpoint folder'})", soft_wrap=True)
+    console.print(f"model: {config.checkpoint}{' (packaged with uniovseg)' if packaged else ''}", soft_wrap=True)
     if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
         cpus = max(os.cpu_count() or 1, int(config.replicas * config.cpus) + 2)
         ray.init(num_cpus=cpus, object_store_memory=256 * 1024**2, logging_level=logging.WARNING, include_dashboard=False)
