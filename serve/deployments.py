@@ -33,10 +33,17 @@ class Segmenter:
         from serve.host import Host  # torch, which an ingress does not need
 
         self.host = Host(config.replica, config.limits, config.images_seconds)
+        self.source: ModelSource | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load the model of a `ModelSource`; the one before answers until it is there."""
-        await self.host.load(ModelSource.model_validate(user_config))
+        """Load the model of a `ModelSource`; the one before answers until it is there.
+
+        Serve calls this for a change of the replica's rank too, which follows the death of another replica: the model that is here stays.
+        """
+        source = ModelSource.model_validate(user_config)
+        if source != self.source:
+            await self.host.load(source)
+            self.source = source
 
     async def call(self, call: Call) -> Reply:
         """Answer a call."""

@@ -10,9 +10,10 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
 from serve.calls import Call, NeedsImage
-from serve.deployments import RESENDS, RemoteImages, Replicas, api_keys
+from serve.deployments import RESENDS, RemoteImages, Replicas, Segmenter, api_keys
 from serve.measures import Measures
 from serve.problems import ServiceError
+from serve.settings import ModelSource, ServiceConfig
 from uniovseg.errors import ConfigError
 
 
@@ -116,6 +117,27 @@ def test_the_store_of_images() -> None:
     with pytest.raises(ServiceError):
         asyncio.run(RemoteImages(Handle(DEAD, DEAD, DEAD)).put("abc", b"file"))
     asyncio.run(RemoteImages(Handle(None)).touch("abc"))
+
+
+def test_a_model_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = Segmenter(ServiceConfig())
+    loaded: list[str] = []
+
+    async def load(source: ModelSource) -> None:
+        loaded.append(source.name)
+        if source.name == "missing":
+            raise ConfigError("there is none")
+
+    async def main() -> None:
+        for name in ("first", "first", "second", "first"):
+            await replica.reconfigure({"name": name})
+        for _ in range(2):
+            with pytest.raises(ConfigError):
+                await replica.reconfigure({"name": "missing"})
+
+    monkeypatch.setattr(replica.host, "load", load)
+    asyncio.run(main())
+    assert loaded == ["first", "second", "first", "missing", "missing"]
 
 
 def test_keys_come_from_the_environment_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
