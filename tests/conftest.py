@@ -1,5 +1,6 @@
 """What several tests share: an S3 bucket, a CLIP with random weights, a tiny method on it, and a tiny shard set of the shapes world."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfi
 from uniovseg.models.clip import ClipConfig, build_shapes_clip
 from uniovseg.models.mask_generator import MaskGeneratorConfig
 from uniovseg.records import ImageMasks
+from uniovseg.runtime.session import ray_session
 from uniovseg.runtime.shards import PartRange, write_manifest, write_part
 from uniovseg.storage import Location
 
@@ -27,6 +29,15 @@ SCENE = SceneConfig(size=96)
 def pytest_configure() -> None:
     """One thread of torch: two would spin for each other beside the tests' servers and workers, and be ten times slower."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster of five CPU slots, what two workers and their feeds take; `ray_session` inside a test joins it."""
+    if os.environ.get("RAY_ADDRESS"):
+        pytest.fail("RAY_ADDRESS is set: these tests want a cluster of their own")
+    with ray_session(5):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ from uniovseg.runtime.quickstart import QuickstartConfig
 from uniovseg.runtime.real import RealConfig
 from uniovseg.runtime.refine import RefineConfig
 from uniovseg.runtime.reproduce.job import ReproduceConfig
+from uniovseg.runtime.sweep.config import SweepConfig
 from uniovseg.runtime.train import TrainJobConfig
 from uniovseg.training import train
 
@@ -48,6 +49,7 @@ TYPES: dict[str, type[Config]] = {
     "match": MatchConfig,
     "predict": PredictConfig,
     "reproduce": ReproduceConfig,
+    "sweep": SweepConfig,
 }
 
 

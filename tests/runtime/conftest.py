@@ -1,21 +1,8 @@
-"""What the tests of the runtime share: one Ray cluster on this machine and one MLflow store, as starting either takes seconds."""
-
-import os
-from collections.abc import Iterator
+"""What the tests of the runtime share: one MLflow store, as making it takes seconds."""
 
 import pytest
 
 from uniovseg.runtime.delivery import connect
-from uniovseg.runtime.session import ray_session
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local cluster of five CPU slots, what two workers and their feeds take; `ray_session` inside a test joins it."""
-    if os.environ.get("RAY_ADDRESS"):
-        pytest.fail("RAY_ADDRESS is set: these tests want a cluster of their own")
-    with ray_session(5):
-        yield
 
 
 @pytest.fixture(scope="session")

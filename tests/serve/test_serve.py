@@ -1,7 +1,6 @@
 """The application on Ray Serve, with the packaged model: it answers right, and goes on answering when a replica dies or the model is swapped."""
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -13,7 +12,6 @@ import cv2
 import httpx2
 import numpy as np
 import pytest
-import ray
 import yaml
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
@@ -71,16 +69,12 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def url(port: int) -> Iterator[str]:
+def url(ray_cluster: None, port: int) -> Iterator[str]:
     """The address of a running service."""
-    if os.environ.get("RAY_ADDRESS"):
-        pytest.fail("RAY_ADDRESS is set: these tests want a cluster of their own")
-    ray.init(num_cpus=4, object_store_memory=256 * 1024**2, include_dashboard=False, logging_level=logging.WARNING)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     deploy(port, "uniovseg")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ class PromptableSegmenter(Method):
             count = rank.shape[1]
             good = rank >= self.config.proposals.min_predicted_iou
             rank = good * (1 - torch.arange(count, device=rank.device) / count)
-        best = (rank + contains).argmax(1)
+        best = (rank + 2 * contains).argmax(1)  # a rank is at most 1
         return decoded.take((torch.arange(len(best), device=best.device), best))
 
     @torch.no_grad()
