@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -28,7 +28,7 @@ from uniovseg import checkpoint, storage
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import validate
 from uniovseg.data.shards import ShardSet
-from uniovseg.errors import CheckpointError, DeviceMemoryError, TrainingError, TrainingStoppedError, UniOVSegError
+from uniovseg.errors import CheckpointError, DeviceMemoryError, StorageError, TrainingError, TrainingStoppedError, UniOVSegError
 from uniovseg.records import Batch
 from uniovseg.runtime import doctor
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
@@ -123,7 +123,9 @@ def _train(settings: dict[str, Any]) -> None:
         settings = {"match": match, "validate": validate_fn, "ask": requests, "resume": folder, "rank": rank, "world_size": world_size}
         try:
             train(config, method, batches, recorder, **settings)
-        except TrainingStoppedError:
+        except DeviceMemoryError:
+            raise  # of this rank alone: there is nobody to settle with
+        except TrainingError:
             recorder.settle()
             raise
         finally:
@@ -163,7 +165,7 @@ def progress_bar(output: Location, steps: int) -> Iterator[None]:
     def watch(progress: Progress) -> None:
         task = progress.add_task("training", total=steps, shown="starting the workers")
         while not done.wait(2.0):
-            if storage.exists(output / "metrics.jsonl"):
+            with suppress(StorageError):  # not there yet, or the store is away for a while
                 lines = [json.loads(line) for line in storage.read_bytes(output / "metrics.jsonl").decode().splitlines()]
                 trained = [line for line in lines if "loss" in line]
                 if trained:
