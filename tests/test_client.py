@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import copy
 import io
 import json
 import time
@@ -212,6 +213,8 @@ def test_what_will_not_pass_is_an_error_with_the_problem(call: Any, failure: tup
     assert len(tries) == 1
     assert (caught.value.problem.status, caught.value.problem.code) == failure
     assert str(caught.value) == f"the service answered {failure[0]} {failure[1]}: why (request r); seen: 3; allowed: [1, 2]"
+    copied = copy.copy(caught.value)  # as pickle rebuilds it
+    assert (copied.problem, str(copied)) == (caught.value.problem, str(caught.value))
 
 
 @both

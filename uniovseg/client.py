@@ -78,6 +78,10 @@ class ServiceProblemError(UniOVSegError):
         super().__init__(what, seen=problem.seen, allowed=problem.allowed)
         self.problem = problem
 
+    def __reduce__(self) -> tuple[type["ServiceProblemError"], tuple[Problem]]:
+        """What it takes to rebuild the error in another process."""
+        return type(self), (self.problem,)
+
 
 class ServiceUnreachableError(UniOVSegError):
     """No answer came before the deadline."""
