@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS, RESULT_DUPLICATE
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
@@ -85,6 +86,7 @@ def run_trials(config: SweepConfig, trainable: Any, steps: int | None) -> list[T
         TrainingError: the sweep was interrupted, or no trial gave a score.
     """
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    _leave_credentials_where_they_are()
     filesystem, path = Location.of(config.output).filesystem()
     place = f"{path}/{TUNE}"
     if tune.Tuner.can_restore(place, storage_filesystem=filesystem):
@@ -119,6 +121,14 @@ def run_trials(config: SweepConfig, trainable: Any, steps: int | None) -> list[T
     if all(result.error for result in results):
         raise TrainingError("every trial failed", seen=results[0].error[-600:])
     return results
+
+
+def _leave_credentials_where_they_are() -> None:
+    """Keep Tune from sending the driver's AWS keys to its trials: they would go in a runtime environment, which Ray writes to its logs.
+
+    Every node has credentials of its own (`uniovseg.storage`).
+    """
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 
 def count_trials(config: SweepConfig) -> int:
