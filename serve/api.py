@@ -18,7 +18,7 @@ from starlette.responses import Response
 from serve.front import Front
 from serve.measures import Measures
 from serve.page_files import PageFiles
-from serve.problems import KINDS, RETRY_AFTER_S, ServiceError, problem_of
+from serve.problems import KINDS, ServiceError, headers_of, problem_of
 from serve.reading import RAW, read_request
 from serve.service import Service
 from uniovseg.api import (
@@ -268,7 +268,4 @@ async def _refused_by_framework(http: Request, error: Exception) -> Response:
 def problem_response(error: ServiceError, request_id: str) -> Response:
     """The answer to a request that is refused."""
     problem = problem_of(error.refusal, request_id)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if problem.status == 503 else {}
-    if problem.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return Response(problem.model_dump_json(), problem.status, headers, PROBLEM)
+    return Response(problem.model_dump_json(), problem.status, headers_of(problem), PROBLEM)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.measures import Measures
-from serve.problems import RETRY_AFTER_S, ServiceError, problem_of
+from serve.problems import ServiceError, headers_of, problem_of
 from uniovseg.api import REQUEST_ID_HEADER
 
 LOG = logging.getLogger("uniovseg.serve")
@@ -123,5 +123,4 @@ def _short(path: str) -> str:
 
 async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
     problem = problem_of(error.refusal, scope["request_id"])
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if problem.status == 503 else {}
-    await Response(problem.model_dump_json(), problem.status, headers, "application/problem+json")(scope, receive, send)
+    await Response(problem.model_dump_json(), problem.status, headers_of(problem), "application/problem+json")(scope, receive, send)

@@ -74,6 +74,13 @@ def problem_of(refusal: Refusal, request_id: str) -> Problem:
     )
 
 
+def headers_of(problem: Problem) -> dict[str, str]:
+    """The headers that go with the answer: when to come back, or which key is asked for."""
+    if problem.status == 503:
+        return {"Retry-After": str(RETRY_AFTER_S)}
+    return {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
+
+
 def shown(value: Any) -> Any:
     """A value as an answer may repeat it: numbers as they are, all else as short text that any encoding can carry."""
     if value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) < 2**53):

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from serve.api import request_id_of
-from serve.problems import RETRY_AFTER_S, ServiceError, problem_of
+from serve.problems import ServiceError, headers_of, problem_of
 from serve.reading import read_body, refused
 from uniovseg.api import ImageRequest, Limits
 
@@ -78,7 +78,6 @@ class ErrorRoute(APIRoute):
                 return await handle(http)
             except ServiceError as error:
                 problem = problem_of(error.refusal, request_id_of(http))
-                headers = {"Retry-After": str(RETRY_AFTER_S)} if problem.status == 503 else {}
-                return JSONResponse(problem.model_dump(mode="json") | {"error": problem.detail}, problem.status, headers)
+                return JSONResponse(problem.model_dump(mode="json") | {"error": problem.detail}, problem.status, headers_of(problem))
 
         return handler
