@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -91,23 +92,15 @@ class Replicas:
         """Answer a call, where the image id's features are if there is one. Raises ServiceError."""
         until = monotonic() + call.seconds
         handle = self.handle.options(session_id=call.image_id) if call.image_id else self.handle
-        for _ in range(RESENDS + 1):
-            try:
-                reply: Reply = await _answer_of(handle.call.remote(replace(call, seconds=max(0.0, until - monotonic()))))
-                return reply
-            except RayActorError:
-                self.measures.resent()
-        raise ServiceError("replica_lost", f"the replica died under the request {RESENDS + 1} times")
+        lost = ServiceError("replica_lost", f"the replica died under the request {RESENDS + 1} times")
+        reply: Reply = await _resent(lambda: handle.call.remote(replace(call, seconds=max(0.0, until - monotonic()))), lost, self.measures.resent)
+        return reply
 
     async def describe(self) -> Description | Refusal:
         """The model. Raises ServiceError."""
-        for _ in range(RESENDS + 1):
-            try:
-                found: Description | Refusal = await _answer_of(self.handle.describe.remote())
-                return found
-            except RayActorError:
-                self.measures.resent()
-        raise ServiceError("not_ready", "no replica lives long enough to answer")
+        lost = ServiceError("not_ready", "no replica lives long enough to answer")
+        found: Description | Refusal = await _resent(self.handle.describe.remote, lost, self.measures.resent)
+        return found
 
 
 class RemoteImages:
@@ -130,12 +123,18 @@ class RemoteImages:
         self.handle.touch.remote(image_id)
 
     async def _asked(self, method: str, *arguments: Any) -> Any:
-        for _ in range(RESENDS + 1):
-            try:
-                return await _answer_of(getattr(self.handle, method).remote(*arguments))
-            except RayActorError:
-                continue
-        raise ServiceError("replica_lost", "the store of images does not answer")
+        lost = ServiceError("replica_lost", "the store of images does not answer")
+        return await _resent(lambda: getattr(self.handle, method).remote(*arguments), lost)
+
+
+async def _resent(send: Callable[[], Any], lost: ServiceError, note: Callable[[], None] = lambda: None) -> Any:
+    """The answer to what `send` sends, sent again where a replica dies under it; `note` is told each time. Raises `lost` where all die."""
+    for _ in range(RESENDS + 1):
+        try:
+            return await _answer_of(send())
+        except RayActorError:
+            note()
+    raise lost
 
 
 async def _answer_of(response: Any) -> Any:
