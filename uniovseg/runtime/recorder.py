@@ -15,15 +15,13 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from uniovseg import checkpoint, storage
 from uniovseg.errors import StorageError, TrainingError
 from uniovseg.parallel import largest_over_ranks
-from uniovseg.pictures import Picture
+from uniovseg.pictures import Picture, encode_picture
 from uniovseg.runtime.metrics import show_training
 from uniovseg.runtime.tracking import Run
 from uniovseg.storage import Location
@@ -107,9 +105,7 @@ class RayRecorder:
     def pictures(self, step: int, pictures: dict[str, Picture]) -> None:
         """Write pictures beside the metrics and to MLflow."""
         for name, picture in pictures.items():
-            done, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-            assert done
-            storage.write_bytes(self.output / f"pictures/{name}_{step:07d}.png", data.tobytes())
+            storage.write_bytes(self.output / f"pictures/{name}_{step:07d}.png", encode_picture(picture))
         self.run.log_pictures(step, pictures)
 
     def keep(self, name: str, data: bytes) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -26,6 +25,7 @@ from pydantic import Field
 from uniovseg import storage
 from uniovseg.config import Config, flatten, to_yaml
 from uniovseg.errors import ConfigError, MissingFileError, StorageError
+from uniovseg.pictures import encode_picture
 from uniovseg.runtime import provenance
 from uniovseg.runtime.delivery import Artifact, Delivery, Ending, Entry, Metrics, Parameters, connect, keep, said, without_credentials
 from uniovseg.runtime.system_metrics import SystemMetrics
@@ -122,9 +122,7 @@ class Run:
         """Store RGB pictures as artifacts ``pictures/step_N/name.png``."""
         for name, picture in pictures.items():
             if self.run_id is not None:
-                done, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-                assert done
-                self.log_bytes(f"pictures/step_{step:07d}/{name}.png", data.tobytes())
+                self.log_bytes(f"pictures/step_{step:07d}/{name}.png", encode_picture(picture))
 
     def log_bytes(self, path: str, data: bytes) -> None:
         """Store a file of this content as the artifact `path`."""
