@@ -160,6 +160,11 @@ def _values(query: Mapping[str, str]) -> dict[str, Any]:
     return {name: _list(name, text) if name in LISTS else text for name, text in query.items()}
 
 
+def words_of(text: str) -> list[str]:
+    """The words of a query parameter, parted by commas."""
+    return text.rstrip().removesuffix(",").split(",")
+
+
 def _list(name: str, text: str) -> Any:
     """The value of a list field: JSON where it begins so; else words parted by commas, or for `templates` a set's name."""
     if text.lstrip().startswith("["):
@@ -168,5 +173,5 @@ def _list(name: str, text: str) -> Any:
         except ValueError as error:
             raise ServiceError("invalid_json", f"{name}: {error}") from None
     if name == "vocabulary":
-        return text.rstrip().removesuffix(",").split(",")
+        return words_of(text)
     return text

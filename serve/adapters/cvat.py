@@ -13,8 +13,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.adapters.reading import Foreign, make_request, read_json, words_of
+from serve.adapters.reading import Foreign, make_request, read_json
 from serve.api import RequestId, ServiceOf
+from serve.reading import words_of
 from uniovseg.api import Segment, SegmentRequest
 from uniovseg.client import decode_mask
 
@@ -37,7 +38,7 @@ async def detect(
     request = make_request(
         SegmentRequest,
         image={"data": body.image},
-        vocabulary=words_of(vocabulary),
+        vocabulary=None if vocabulary is None else words_of(vocabulary),
         vocabulary_id=vocabulary_id,
         task="instance",
         threshold=body.threshold,

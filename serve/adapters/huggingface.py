@@ -14,9 +14,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.adapters.reading import ErrorRoute, Foreign, make_request, read_bytes, read_json, words_of
+from serve.adapters.reading import ErrorRoute, Foreign, make_request, read_bytes, read_json
 from serve.api import RequestId, ServiceOf
 from serve.problems import ServiceError
+from serve.reading import words_of
 from uniovseg.api import Segment, SegmentRequest
 from uniovseg.client import decode_mask
 
@@ -57,7 +58,7 @@ async def segment(
         raise ServiceError(
             "invalid_request", "mask_threshold: masks are cut where inside and outside are as likely", seen=asked.mask_threshold, allowed=0.5
         )
-    words = asked.vocabulary or words_of(vocabulary)
+    words = asked.vocabulary or (None if vocabulary is None else words_of(vocabulary))
     if len(words or ()) > service.limits.words:
         raise ServiceError("limit_exceeded", "words: more than allowed", seen=len(words or ()), allowed=service.limits.words)
     request = make_request(

@@ -61,11 +61,6 @@ def make_request(kind: type[RequestT], **values: Any) -> RequestT:
         raise refused(error, kind) from None
 
 
-def words_of(text: str | None) -> list[str] | None:
-    """The words of a query parameter, parted by commas."""
-    return None if text is None else text.rstrip().removesuffix(",").split(",")
-
-
 class ErrorRoute(APIRoute):
     """A route whose clients look for the key ``error`` in answers that are not 200; the rest of the problem stands beside it."""
 
