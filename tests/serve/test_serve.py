@@ -179,9 +179,14 @@ def test_the_model_is_swapped_without_a_failed_request(port: int, url: str, scen
     pid = replica_pid()
     thread = threading.Thread(target=ask)
     thread.start()
+
+    def wait_for(name: str) -> None:
+        while name not in names and thread.is_alive():
+            thread.join(0.1)
+
+    wait_for("uniovseg")
     deploy(port, "other")
-    while "other" not in names and thread.is_alive():
-        thread.join(0.1)
+    wait_for("other")
     stop.set()
     thread.join()
     assert set(statuses) == {200}
