@@ -161,6 +161,7 @@ def create_api(
     *,
     measures: Measures,
     uploads: int,
+    upload_bytes: int,
     keys: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
     routers: Sequence[APIRouter] = (),
@@ -172,7 +173,7 @@ def create_api(
     Args:
         service: what answers.
         measures: figures of this process.
-        uploads: requests under way, at most; more are answered 503.
+        uploads, upload_bytes: requests under way and bytes of their bodies, at most; more are answered 503.
         keys: API keys, of which ``/v1`` and the other routers then ask one; none: everybody may call.
         cors_origins: origins whose pages may call.
         routers: adapters for clients of other services; they find the service with `service_of`.
@@ -194,7 +195,7 @@ def create_api(
         api.add_middleware(
             CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=[REQUEST_ID_HEADER]
         )
-    api.add_middleware(Front, measures=measures, most=uploads, echo=echo_request_id)
+    api.add_middleware(Front, measures=measures, most=uploads, most_bytes=upload_bytes, echo=echo_request_id)
     describe = api.openapi
     api.openapi = lambda: _with_requests(describe())  # type: ignore[method-assign]
     return api

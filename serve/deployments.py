@@ -173,6 +173,7 @@ class Ingress:
             Service(Replicas(self.model, measures), RemoteImages(self.images), config.limits, config.images_seconds),
             measures=measures,
             uploads=config.uploads,
+            upload_bytes=config.upload_bytes,
             keys=self.keys,
             cors_origins=config.cors_origins,
             routers=(*ROUTERS, samples.router),

@@ -56,12 +56,13 @@ class Front:
         app: what answers.
         measures: figures of this process.
         most: requests under way, at most; more are answered 503 before their body is read.
+        most_bytes: of the bodies of requests under way, together; a request that brings more is answered 503.
         echo: name the request's id in the answer's head; Ray Serve's proxy does so by itself.
     """
 
-    def __init__(self, app: ASGIApp, measures: Measures, most: int, echo: bool) -> None:
-        self.app, self.measures, self.most, self.echo = app, measures, most, echo
-        self.count = 0
+    def __init__(self, app: ASGIApp, measures: Measures, most: int, most_bytes: int, echo: bool) -> None:
+        self.app, self.measures, self.most, self.most_bytes, self.echo = app, measures, most, most_bytes, echo
+        self.count = self.bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -72,7 +73,17 @@ class Front:
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
         request_id = scope["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         status = CLIENT_GONE
-        size = 0
+        size = taken = 0
+
+        async def receiving() -> Message:
+            nonlocal taken
+            message = await receive()
+            piece = len(message.get("body", b""))
+            taken += piece
+            self.bytes += piece
+            if piece and self.bytes > self.most_bytes:
+                raise ServiceError("overloaded", "the bodies of requests under way are too large together, in bytes", allowed=self.most_bytes)
+            return message
 
         async def sending(message: Message) -> None:
             nonlocal status, size
@@ -91,13 +102,14 @@ class Front:
             if self.count > self.most and scope["path"] not in OPEN_PATHS:
                 await _refuse(ServiceError("overloaded", "too many requests are under way", allowed=self.most), scope, receive, sending)
             else:
-                await self.app(scope, receive, sending)
+                await self.app(scope, receiving, sending)
         except Exception:
             LOG.exception("a request failed", extra={"fields": {"request_id": request_id, "path": _short(scope["path"])}})
             if status == CLIENT_GONE:
                 await _refuse(ServiceError("internal", "the service failed; the request's id leads to what happened"), scope, receive, sending)
         finally:
             self.count -= 1
+            self.bytes -= taken
             self.measures.under_way(self.count)
             self._note(scope, request_id, status, size, time.perf_counter() - begin)
 

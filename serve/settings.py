@@ -43,6 +43,7 @@ class ServiceConfig(Config):
     queued: int = Field(64, ge=0, description="requests that wait for a replica, for each ingress; more are answered 503")
     ingresses: int = Field(1, ge=1, description="HTTP processes")
     uploads: int = Field(256, ge=1, description="requests in an ingress, waiting ones and bodies on their way included; more are answered 503")
+    upload_bytes: int = Field(GIB // 2, ge=1, description="memory for the bodies of those requests; more are answered 503")
     images_bytes: int = Field(GIB // 4, ge=1, description="memory for the files of POST /v1/images")
     images_seconds: float = Field(900.0, gt=0, description="an image that was not used for this long is forgotten")
     drain_seconds: float = Field(65.0, ge=0, description="time for requests under way when a replica stops")
@@ -56,10 +57,9 @@ class ServiceConfig(Config):
     def _consistent(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas is below replicas; seen: {self.max_replicas}, allowed: {self.replicas} or more")
-        if self.images_bytes < self.limits.bytes:
-            raise ValueError(
-                f"images_bytes has no room for one image of limits.bytes; seen: {self.images_bytes}, allowed: {self.limits.bytes} or more"
-            )
+        for key in ("upload_bytes", "images_bytes"):
+            if (seen := getattr(self, key)) < self.limits.bytes:
+                raise ValueError(f"{key} has no room for one image of limits.bytes; seen: {seen}, allowed: {self.limits.bytes} or more")
         return self
 
     @property

@@ -100,7 +100,8 @@ def host(source: ModelSource) -> Iterator[Host]:
 def client_of(backend: Backend, **options: object) -> TestClient:
     """A client of the application around a backend; call it inside ``with``, so that all its requests share one event loop."""
     service = Service(backend, LocalImages(), LIMITS, 900.0)
-    return TestClient(create_api(service, **{"measures": Measures("test"), "uploads": 50, **options}), raise_server_exceptions=False)  # type: ignore[arg-type]
+    api = create_api(service, **{"measures": Measures("test"), "uploads": 50, "upload_bytes": 10**7, **options})  # type: ignore[arg-type]
+    return TestClient(api, raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def backend() -> Scripted:
 
 @pytest.fixture
 def http(backend: Scripted) -> Iterator[TestClient]:
-    api = create_api(Service(backend, NoImages(), Limits(), 60), measures=Measures("test"), uploads=9, routers=ROUTERS)
+    api = create_api(Service(backend, NoImages(), Limits(), 60), measures=Measures("test"), uploads=9, upload_bytes=10**9, routers=ROUTERS)
     with TestClient(api, raise_server_exceptions=False) as client:
         yield client
 

@@ -371,6 +371,16 @@ def test_too_many_requests(host: Host, png: bytes) -> None:
         assert client.get("/healthz").status_code == 200
 
 
+def test_too_many_bytes_of_bodies(host: Host, png: bytes) -> None:
+    """Only while they are under way: what was refused and what was answered leaves its room to the next."""
+    with client_of(host, upload_bytes=len(png) + 1) as client:
+        for media, body, status in (("image/png", png, 200), ("application/json", b" " * (len(png) + 2), 503), ("image/png", png, 200)):
+            answer = client.post("/v1/prompt?points=[[1,1]]", content=body, headers={"content-type": media})
+            assert answer.status_code == status, answer.text
+            if status == 503:
+                problem(answer, "overloaded")
+
+
 def test_no_model_and_faults_of_ours(png: bytes) -> None:
     class Broken:
         async def call(self, call: object) -> Any:

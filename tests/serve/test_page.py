@@ -53,7 +53,7 @@ class Server:
     def __init__(self, keys: tuple[str, ...] = ()) -> None:
         self.truth = Truth(range(40))
         service = Service(self.truth, self.truth, LIMITS, 900.0)
-        api = create_api(service, measures=Measures("test"), uploads=100, keys=keys, routers=(samples,), page=PAGE)
+        api = create_api(service, measures=Measures("test"), uploads=100, upload_bytes=10**9, keys=keys, routers=(samples,), page=PAGE)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
         self._server = uvicorn.Server(uvicorn.Config(api, log_level="warning", lifespan="off"))
