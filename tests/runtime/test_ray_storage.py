@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs as pafs
+from ray.train._internal import storage as ray_files
+from ray.tune import Tuner
 
 from uniovseg import storage
 from uniovseg.benchmarks.fault_proxy import FaultProxy, Weather
@@ -69,6 +71,23 @@ def test_a_store_that_stays_away_is_an_error(store_bucket: str, fault_proxy: Fau
         filesystem.get_file_info(path)
     with pytest.raises(StorageError, match=f"writing s3://{path}"), filesystem.open_output_stream(path) as file:
         file.write(b"data")
+
+
+def test_what_ray_sends_and_looks_for_is_there(store_bucket: str, fault_proxy: FaultProxy, tries: list[int], tmp_path: Path) -> None:
+    """Ray Tune copies folders, and asks whether there is a sweep to go on with."""
+    filesystem, path = ray_filesystem(Location.of(store_bucket) / "sweep/tune")
+    sent, found = tmp_path / "sent", tmp_path / "found"
+    (sent / "trial").mkdir(parents=True)
+    (sent / "trial/result.json").write_text("{}")
+    with pytest.raises(FileNotFoundError):
+        filesystem.open_input_file(f"{path}/tuner.pkl")
+    assert not Tuner.can_restore(path, storage_filesystem=filesystem)
+    (sent / "tuner.pkl").write_bytes(b"state")
+    fault_proxy.set(Weather(away=True))
+    ray_files._upload_to_fs_path(str(sent), filesystem, path)
+    assert Tuner.can_restore(path, storage_filesystem=filesystem) and 1 in tries
+    ray_files._download_from_fs_path(filesystem, path, str(found))
+    assert {file.name: file.read_text() for file in found.rglob("*") if file.is_file()} == {"result.json": "{}", "tuner.pkl": "state"}
 
 
 def test_a_local_folder_is_what_it_was(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from uniovseg import storage
+from uniovseg.errors import MissingFileError
 from uniovseg.storage import Location
 
 T = TypeVar("T")
@@ -66,7 +67,10 @@ class _RetriedS3(pafs.FileSystemHandler):  # type: ignore[misc]
         _retried(f"copying {src}", lambda s3: s3.copy_file(src, dest))
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
-        return pa.BufferReader(storage.read_bytes(Location(f"s3://{path}")))
+        try:
+            return pa.BufferReader(storage.read_bytes(Location(f"s3://{path}")))
+        except MissingFileError as error:
+            raise FileNotFoundError(path) from error  # what a filesystem of pyarrow says
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         return self.open_input_stream(path)

@@ -19,6 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 from uniovseg import storage
 from uniovseg.config import to_yaml
 from uniovseg.errors import ConfigError, TrainingError
+from uniovseg.runtime.ray_storage import ray_filesystem
 from uniovseg.runtime.sweep.config import SweepConfig
 from uniovseg.storage import Location
 
@@ -87,7 +88,7 @@ def run_trials(config: SweepConfig, trainable: Any, steps: int | None) -> list[T
     """
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     _leave_credentials_where_they_are()
-    filesystem, path = Location.of(config.output).filesystem()
+    filesystem, path = ray_filesystem(Location.of(config.output))
     place = f"{path}/{TUNE}"
     if tune.Tuner.can_restore(place, storage_filesystem=filesystem):
         tuner = tune.Tuner.restore(place, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem)
