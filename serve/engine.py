@@ -5,10 +5,12 @@ One thread at a time may use an engine.
 
 import functools
 import hashlib
+import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +56,16 @@ class Answered(NamedTuple):
     warnings: tuple[str, ...]
 
 
+class _Deadline:
+    """When the work of a model's thread is to end, `time.monotonic`; every module of the model looks at it before its own work."""
+
+    until = math.inf
+
+    def __call__(self, *_: Any) -> None:
+        if time.monotonic() >= self.until:
+            raise TimeoutError
+
+
 class Engine:
     """A loaded model.
 
@@ -65,6 +77,9 @@ class Engine:
 
     def __init__(self, segmenter: Segmenter, reference: ModelRef, limits: Limits) -> None:
         self.segmenter, self.reference, self.limits = segmenter, reference, limits
+        self._deadline = _Deadline()
+        for module in segmenter.method.modules():
+            module.register_forward_pre_hook(self._deadline)
 
     @classmethod
     def load(cls, source: ModelSource, device: str, limits: Limits) -> "Engine":
@@ -100,11 +115,12 @@ class Engine:
         """The features of RGB images [h, w, 3] of any sizes, in one call."""
         return self.segmenter.method.embed_many(images)
 
-    def answer(self, embedded: EmbeddedImage, request: ImageRequest) -> Answered:
-        """Do what a request asks for on an image.
+    def answer(self, embedded: EmbeddedImage, request: ImageRequest, until: float = math.inf) -> Answered:
+        """Do what a request asks for on an image, by `until` (`time.monotonic`).
 
         Raises:
             ServiceError: points or boxes outside the image, a vocabulary that cannot be used or is too much work.
+            TimeoutError: the time is over between two steps of the model, such as chunks of sentences, scales, or batches of prompts.
         """
         assert isinstance(request, NamingRequest), request
         if isinstance(request, PromptRequest):
@@ -112,10 +128,13 @@ class Engine:
         vocabulary = vocabulary_of(request)
         if vocabulary is not None and (request.vocabulary_id is None or isinstance(request.templates, tuple)):
             self._check_sentences(request, vocabulary)
+        self._deadline.until = until
         try:
             found = self._found(embedded, request, vocabulary)
         except DataError as error:
             raise ServiceError("invalid_request", str(error)) from error
+        finally:
+            self._deadline.until = math.inf
         most = min(request.max_segments or self.limits.segments, self.limits.segments)
         warnings = (f"more segments were found than max_segments; the first {most} are here",) if len(found) > most else ()
         named = None

@@ -119,7 +119,7 @@ class Host:
             embedded, spent["preprocess"], spent["embed"] = await self._features(model, call.image, call.image_id, until)
         outcome = Outcome(model=model.engine.reference, size=embedded.size)
         if request is not None:
-            answered, spent["model"] = await self._thread.call(functools.partial(_timed, model.engine.answer, embedded, request), until)
+            answered, spent["model"] = await self._thread.call(functools.partial(_timed, model.engine.answer, embedded, request, until), until)
             outcome, spent["postprocess"] = await _in(self._writing, _timed, _written, outcome, answered, request)
             if call.image_id:  # naming made the features larger
                 model.kept.put(call.image_id, embedded, memory(embedded))
