@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from uniovseg.errors import CheckpointError, ConfigError, TrainingError
 from uniovseg.methods.base import OptimConfig
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.records import ImageEntities, ImageMasks
+from uniovseg.runtime import train as runtime_train
 from uniovseg.runtime.recorder import RayRecorder
 from uniovseg.runtime.shards import PartRange, write_manifest, write_records
 from uniovseg.runtime.tracking import Run, TrackingConfig
@@ -278,6 +280,19 @@ def test_a_run_that_matches_online_is_fed_by_ray(ray_cluster: None, job: TrainJo
     found, expected = (lines(folder / name) for name in ("online", "online_alone"))
     assert [line["step"] for line in found] == [1, 2] and all(line["pairs"] > 0 for line in found)
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1e-6)
+
+
+def test_what_ray_shows_of_a_run_holds_no_credentials(job: TrainJobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "http://me:hunter2@mlflow.example"
+    monkeypatch.setattr(runtime_train, "tracked_run", lambda *_, **__: contextlib.nullcontext(Run(secret, None)))
+    monkeypatch.setattr(runtime_train, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr(runtime_train, "doctor", MagicMock())
+    trainer = MagicMock(side_effect=InterruptedError)
+    monkeypatch.setattr(runtime_train, "TorchTrainer", trainer)
+    with pytest.raises(InterruptedError):
+        fit(job.model_copy(update={"output": str(tmp_path)}))
+    (worker,), shown = trainer.call_args
+    assert worker.keywords == {"uri": secret} and "hunter2" not in str(shown)
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(job: TrainJobConfig) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -76,12 +77,17 @@ class TrainJobConfig(TrainConfig):
         return f"{count} of {self.cpus_per_worker:g} CPUs" + (f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else "")
 
 
-def train_worker(settings: dict[str, Any]) -> dict[str, str] | None:
-    """What each Ray Train worker runs; returns ``error`` and ``kind`` of what all ranks have found and starting them again would not mend, if so."""
+def train_worker(settings: dict[str, Any], uri: str | None = None) -> dict[str, str] | None:
+    """What each Ray Train worker runs; returns ``error`` and ``kind`` of what all ranks have found and starting them again would not mend, if so.
+
+    Args:
+        settings: Ray shows them to people, and writes them to files.
+        uri: the tracking URI, which may hold credentials.
+    """
     quiet_ray_data()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train reports each checkpoint by a logger below the root
     try:
-        _train(settings)
+        _train(settings, uri)
     except DeviceMemoryError:
         raise  # of one rank alone: the others wait for it, so Ray has to end them
     except (CheckpointError, TrainingError) as error:
@@ -89,7 +95,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, str] | None:
     return None
 
 
-def _train(settings: dict[str, Any]) -> None:
+def _train(settings: dict[str, Any], uri: str | None) -> None:
     config = validate(TrainJobConfig, json.loads(settings["config"]))
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -116,7 +122,7 @@ def _train(settings: dict[str, Any]) -> None:
     newest = ray.train.get_checkpoint()
     begin = settings["start"] if newest is None else (output / Path(newest.path).name).uri
     match, validate_fn = make_match(config, method), make_validation(config) if rank == 0 else None
-    tracked = Run(settings["uri"], settings["run_id"] if rank == 0 else None, output, config.tracking.patience)
+    tracked = Run(uri, settings["run_id"] if rank == 0 else None, output, config.tracking.patience)
     with tracked as run, checkpoint.opened(begin) if begin else nullcontext() as folder:
         recorder = RayRecorder(run, output, _resumed_step(folder, rank, world_size) if folder else 0, config.failed_checkpoints)
         requests = WorkerRequests(output, recorder, rank)
@@ -218,11 +224,10 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
         log_datasets(run, config)
         doctor.require(doctor.cluster_checks(config, doctor.cluster_nodes(output)))
         trainer = TorchTrainer(
-            train_worker,
+            partial(train_worker, uri=run.uri),
             train_loop_config={
                 "config": config.model_dump_json(),
                 "rows_per_group": [group.rows for group in shards.groups],
-                "uri": run.uri,
                 "run_id": run.run_id,
                 "start": start,
             },
