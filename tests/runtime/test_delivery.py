@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from mlflow.tracking import MlflowClient
 from pydantic import Field
 
@@ -84,6 +85,31 @@ def test_what_a_failing_store_gets_is_whole_in_order_and_once(verdict: str, mlfl
     assert sorted(item.path for item in client.list_artifacts(run_id, "notes")) == [f"notes/{step}.txt" for step in range(1, 6)]
     run = client.get_run(run_id)
     assert (run.info.status, run.info.end_time, run.data.params) == ("FINISHED", 5000, {"lr": "1"})
+
+
+def test_a_proxy_before_a_server_that_is_away_loses_nothing(mlflow_uri: str, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even at the start: then there is no client yet."""
+    answers = [MlflowException("no server behind this proxy", error_code=ENDPOINT_NOT_FOUND)]
+
+    class Proxied(Flaky):
+        def get_run(self, run_id: str) -> Any:
+            if answers:
+                raise answers.pop()
+            return self.client.get_run(run_id)
+
+    clients = iter([None, Proxied(MlflowClient(tracking_uri=mlflow_uri), [])])
+
+    def opened(uri: str) -> Flaky:
+        client = next(clients)
+        if client is None:
+            raise MlflowException("connection refused")
+        return client
+
+    monkeypatch.setattr(delivery, "connect", opened)
+    sender = Delivery(mlflow_uri, run_id)
+    sender.put(Metrics(1, 1, {"loss": 1.0}))
+    assert sender.close(60) == [] and sender.refused == 0 and answers == []
+    assert history(mlflow_uri, run_id, "loss") == [(1, 1.0)]
 
 
 def test_a_second_process_adds_only_what_is_new(mlflow_uri: str, run_id: str) -> None:

@@ -43,6 +43,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 POINTS, PARAMETERS = 1000, 100
 """Metric values and parameters that MLflow takes in one request."""
 
+NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
+"""MLflow's own word for a run that it does not have. HTTP's 404 alone may be that of a proxy before a server that is away."""
+
 UNDELIVERED = "mlflow_undelivered"
 """Folder of what did not arrive, in the run's folder."""
 
@@ -73,7 +76,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The end of the run: FINISHED or FAILED, and when (milliseconds since 1970)."""
+    """The end of the run: FINISHED, FAILED or KILLED, and when (milliseconds since 1970)."""
 
     status: str
     time: int
@@ -152,7 +155,7 @@ class Delivery:
 
     def _work(self) -> None:
         """Send until there is nothing more to come, or until `close` gives up."""
-        client = connect(self.uri)
+        client: MlflowClient | None = None
         pause = 0.0
         while not self._given_up.is_set():
             with self._changed:
@@ -161,6 +164,7 @@ class Delivery:
                     return
                 batch = self._next()
             try:
+                client = client or connect(self.uri)
                 self._send(client, batch)
             except Exception as error:  # whatever the client and its transports raise, tracking must not end a run
                 if not _permanent(error):
@@ -248,7 +252,7 @@ def _permanent(error: Exception) -> bool:
     """Whether trying again cannot help: the server has understood and says no."""
     from mlflow.exceptions import MlflowException
 
-    return isinstance(error, MlflowException) and error.get_http_status_code() in (400, 404)
+    return isinstance(error, MlflowException) and (error.get_http_status_code() == 400 or error.error_code == NOT_THERE)
 
 
 def keep(folder: Location, uri: str, run_id: str, entries: Sequence[Entry]) -> Location:
