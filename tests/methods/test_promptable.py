@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
+from uniovseg.methods import promptable
 from uniovseg.methods.mask_generation import MaskGeneration
+from uniovseg.records import Category, Vocabulary
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -21,3 +23,13 @@ def test_images_embedded_together_are_as_alone(tiny_method: MaskGeneration, coun
             torch.testing.assert_close(together, one, rtol=1e-4, atol=1e-5)
         held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
         assert sum(held.values()) == sum(tensor.nelement() * tensor.element_size() for tensor in tensors)  # nothing of the others is kept
+
+
+def test_text_embeddings_are_kept_within_their_bytes(tiny_method: MaskGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = tiny_method.with_regions(tiny_method.config.regions.model_copy(update={"templates": "simple"}))
+    one = 4 * method.clip.embed_dim
+    monkeypatch.setattr(method, "_classifiers", type(method._classifiers)())
+    monkeypatch.setattr(promptable, "TEXT_BYTES_KEPT", 3 * one)
+    for words, kept in (("ab", [2]), ("c", [2, 1]), ("d", [1, 1]), ("abcde", [5]), ("a", [1])):
+        method.classifier(Vocabulary("words", tuple(Category(index, word, (word,)) for index, word in enumerate(words))))
+        assert [len(item) for item in method._classifiers.values()] == kept

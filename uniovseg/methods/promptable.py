@@ -33,8 +33,8 @@ from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import ProposalConfig, filter_proposals
 from uniovseg.records import Prediction, View, Vocabulary
 
-VOCABULARIES_KEPT = 32
-"""Vocabularies whose text embeddings a method remembers."""
+VOCABULARIES_KEPT, TEXT_BYTES_KEPT = 32, 64 * 1024**2
+"""Vocabularies whose text embeddings a method remembers, and bytes of those embeddings; the last one stays, whatever its size."""
 
 
 class RegionConfig(Config):
@@ -233,7 +233,9 @@ class PromptableSegmenter(Method):
         key = vocabulary.fingerprint, templates
         if key not in self._classifiers:
             self._classifiers[key] = build_text_classifier(self.clip, vocabulary, TEMPLATES[templates])
-            while len(self._classifiers) > VOCABULARIES_KEPT:
+            while len(self._classifiers) > 1 and (
+                len(self._classifiers) > VOCABULARIES_KEPT or sum(kept.embeddings.nbytes for kept in self._classifiers.values()) > TEXT_BYTES_KEPT
+            ):
                 self._classifiers.popitem(last=False)
         self._classifiers.move_to_end(key)
         return self._classifiers[key]
