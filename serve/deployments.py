@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve.calls import Call, Description, Reply
-from serve.front import log_to_stderr
+from serve.front import LOG, log_to_stderr
 from serve.kept import Kept
 from serve.measures import Measures
 from serve.problems import Refusal, ServiceError
@@ -119,8 +119,11 @@ class RemoteImages:
         await self._asked("put", image_id, image)
 
     async def touch(self, image_id: str) -> None:
-        """The file is in use; nobody waits for the store to know."""
-        self.handle.touch.remote(image_id)
+        """The file is in use; nobody waits for the store to know, and no request fails where it cannot be told."""
+        try:
+            self.handle.touch.remote(image_id)
+        except Exception:
+            LOG.exception("the store of images was not told of a use")
 
     async def _asked(self, method: str, *arguments: Any) -> Any:
         lost = ServiceError("replica_lost", "the store of images does not answer")
