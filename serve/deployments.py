@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from uniovseg.errors import ConfigError
 
 RESENDS = 2
 """How often a call is sent again when its replica died: what a model computes may be computed twice."""
+
+RESEND_PAUSE_S = 0.1
+"""Seconds; the pause before resend n is random, up to this times n: not all calls of a dead replica reach the next one at once."""
 
 KEYS_VARIABLE = "UNIOVSEG_API_KEYS"
 
@@ -132,11 +136,13 @@ class RemoteImages:
 
 async def _resent(send: Callable[[], Any], lost: ServiceError, note: Callable[[], None] = lambda: None) -> Any:
     """The answer to what `send` sends, sent again where a replica dies under it; `note` is told each time. Raises `lost` where all die."""
-    for _ in range(RESENDS + 1):
+    for sent in range(1, RESENDS + 2):
         try:
             return await _answer_of(send())
         except RayActorError:
             note()
+        if sent <= RESENDS:
+            await asyncio.sleep(random.uniform(0, sent * RESEND_PAUSE_S))
     raise lost
 
 

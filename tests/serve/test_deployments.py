@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
 from serve.calls import Call, NeedsImage
-from serve.deployments import RESENDS, RemoteImages, Replicas, Segmenter, api_keys
+from serve.deployments import RESEND_PAUSE_S, RESENDS, RemoteImages, Replicas, Segmenter, api_keys
 from serve.measures import Measures
 from serve.problems import ServiceError
 from serve.settings import ModelSource, ServiceConfig
@@ -66,11 +66,18 @@ def asked(handle: Handle, call: Call = CALL) -> Any:
     return asyncio.run(Replicas(handle, Measures("test")).call(call))
 
 
-def test_a_dead_replica_is_not_the_callers_problem() -> None:
+def test_a_dead_replica_is_not_the_callers_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("serve.deployments.asyncio.sleep", sleep)
     handle = Handle(DEAD, AWAY, NeedsImage())
     measures = Measures("test")
     assert asyncio.run(Replicas(handle, measures).call(CALL)) == NeedsImage()
     assert len(handle.sent) == 3
+    assert len(pauses) == 2 and all(0 < pause <= RESEND_PAUSE_S * sent for sent, pause in enumerate(pauses, 1))
     assert b'uniovseg_resent_total{process="test"} 2.0' in measures.text()
     seconds = [sent[0].seconds for sent in handle.sent]
     assert seconds == sorted(seconds, reverse=True) and seconds[0] <= 60
