@@ -323,15 +323,20 @@ def test_the_service_is_told_what_is_left() -> None:
     assert isinstance(step, _Send) and json.loads(step.content["files"]["request"][1])["timeout_s"] == 2
 
 
-def test_an_async_call_is_ended_although_bytes_keep_coming() -> None:
-    class Dripping(httpx2.AsyncByteStream):
+@both
+def test_a_call_is_ended_although_bytes_keep_coming(call: Any) -> None:
+    class Dripping(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+        def __iter__(self) -> Any:
+            while True:
+                yield b" "
+
         async def __aiter__(self) -> Any:
             while True:
                 yield b" "
                 await asyncio.sleep(0)
 
     with pytest.raises(ServiceUnreachableError, match="ReadTimeout"):
-        async_call(lambda _: httpx2.Response(200, stream=Dripping()), "models", config=ClientConfig(deadline_s=0.05))
+        call(lambda _: httpx2.Response(200, stream=Dripping()), "models", config=ClientConfig(deadline_s=0.05))
 
 
 def test_masks_are_decoded() -> None:

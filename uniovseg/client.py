@@ -19,7 +19,7 @@ import io
 import random
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -261,6 +261,22 @@ class _Service:
         return httpx2.Timeout(step.seconds, connect=min(self._config.connect_s, step.seconds))
 
 
+class _Until(httpx2.SyncByteStream):
+    """The bytes of an answer as long as they come before `until` (`time.monotonic`): httpx bounds each read, not all of them."""
+
+    def __init__(self, stream: httpx2.SyncByteStream, until: float) -> None:
+        self._stream, self._until = stream, until
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._stream:
+            if time.monotonic() >= self._until:
+                raise httpx2.ReadTimeout("the deadline is over")
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
+
+
 class Client(_Service):
     """A client for threads; one may be shared by several. Close it, or use it in a ``with`` block.
 
@@ -338,9 +354,13 @@ class Client(_Service):
         if isinstance(step, _Pause):
             time.sleep(step.seconds)
             return None
-        headers = {REQUEST_ID_HEADER: talk.request_id}
+        headers, until = {REQUEST_ID_HEADER: talk.request_id}, time.monotonic() + step.seconds
         try:
-            return self._http.request(step.method, step.path, headers=headers, timeout=self._timeout(step), **step.content)
+            with self._http.stream(step.method, step.path, headers=headers, timeout=self._timeout(step), **step.content) as reply:
+                assert isinstance(reply.stream, httpx2.SyncByteStream)
+                reply.stream = _Until(reply.stream, until)
+                reply.read()
+                return reply
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             return error
 
