@@ -213,8 +213,9 @@ def _key_check(keys: tuple[str, ...]) -> Callable[[Request], None]:
     known = [key.encode() for key in keys]
 
     def check(http: Request) -> None:
-        scheme, _, token = http.headers.get("authorization", "").partition(" ")
-        given = (token.strip() if scheme.lower() == "bearer" else http.headers.get("x-api-key", "")).encode()
+        authorization, other = (http.headers.get(name, "").encode("latin-1") for name in ("authorization", "x-api-key"))  # the bytes that came
+        scheme, _, token = authorization.partition(b" ")
+        given = token.strip() if scheme.lower() == b"bearer" else other
         if not sum(hmac.compare_digest(given, key) for key in known):  # all are compared, so that the time tells nothing
             raise ServiceError("unauthorized", "a valid key is needed", allowed="Authorization: Bearer <key>, or X-API-Key: <key>")
 

@@ -196,7 +196,7 @@ def api_keys(file: str | None) -> tuple[str, ...]:
     keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",")]
     if file is not None:
         try:
-            lines = Path(file).read_text().split()
+            lines = Path(file).read_text("utf-8").split()
         except (OSError, UnicodeError) as error:
             raise ConfigError("the file of API keys cannot be read", seen=file, allowed="text, one key a line") from error
         if not lines:

@@ -109,10 +109,10 @@ def test_an_image_travels_as_a_part_beside_its_request(call: Any, tmp_path: Path
 
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8 file\r\n--x")
     for image in (b"\xff\xd8 file\r\n--x", tmp_path / "photo.jpg", str(tmp_path / "photo.jpg")):
-        assert call(handler, "segment", image, WORDS, key="secret") == SEGMENTATION
+        assert call(handler, "segment", image, WORDS, key="geheim-à") == SEGMENTATION
     for request in seen:
         assert (request.method, str(request.url)) == ("POST", "http://service/v1/segment")
-        assert request.headers["Authorization"] == "Bearer secret"
+        assert dict(request.headers.raw)[b"Authorization"] == "Bearer geheim-à".encode()
         assert len(request.headers["X-Request-ID"]) == 32
         sent = parts(request)
         assert sent["image"] == b"\xff\xd8 file\r\n--x"

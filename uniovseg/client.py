@@ -255,7 +255,7 @@ class _Service:
     def __init__(self, url: str, key: str | None, config: ClientConfig) -> None:
         self._config = config
         self._base_url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
 
     def _timeout(self, step: _Send) -> httpx2.Timeout:
         return httpx2.Timeout(step.seconds, connect=min(self._config.connect_s, step.seconds))

@@ -124,6 +124,7 @@ def test_the_store_of_images() -> None:
     with pytest.raises(ServiceError):
         asyncio.run(RemoteImages(Handle(DEAD, DEAD, DEAD)).put("abc", b"file"))
     asyncio.run(RemoteImages(Handle(None)).touch("abc"))
+    asyncio.run(RemoteImages(Handle()).touch("abc"))  # whose call fails at once: the request is answered already
 
 
 def test_a_model_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +132,6 @@ def test_a_model_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
 
     async def load(source: ModelSource) -> None:
-    asyncio.run(RemoteImages(Handle()).touch("abc"))  # whose call fails at once: the request is answered already
         loaded.append(source.name)
         if source.name == "missing":
             raise ConfigError("there is none")
@@ -158,6 +158,6 @@ def test_keys_come_from_the_environment_and_a_file(tmp_path: Path, monkeypatch: 
     file.write_text("\n")
     with pytest.raises(ConfigError, match="empty"):
         read(str(file))
-    file.write_text("one\ntwo\n")
-    monkeypatch.setenv("UNIOVSEG_API_KEYS", "two, three,")
-    assert read(str(file)) == ("two", "three", "one")
+    file.write_text("one\ntwö\n", "utf-8")
+    monkeypatch.setenv("UNIOVSEG_API_KEYS", "twö, three,")
+    assert read(str(file)) == ("twö", "three", "one")
