@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from pydantic import Field
 
 from uniovseg.config import Config
-from uniovseg.errors import ConfigError
+from uniovseg.errors import ConfigError, TrainingStoppedError
 from uniovseg.runtime import provenance
 from uniovseg.runtime.tracked_job import tracked
 from uniovseg.runtime.tracking import Run, TrackingConfig, numbers, open_run, tracked_run
@@ -109,10 +109,13 @@ def test_a_run_holds_parameters_metrics_pictures_and_ends_finished(tracking: Tra
     assert stored is not None and np.array_equal(stored[..., ::-1], picture)
 
 
-def test_an_exception_ends_the_run_as_failed_and_goes_on(tracking: TrackingConfig) -> None:
-    with pytest.raises(KeyboardInterrupt), tracked_run(tracking, "name", Outer()):
-        raise KeyboardInterrupt
-    assert only_run(tracking).info.status == "FAILED"
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError(), "FAILED"), (KeyboardInterrupt(), "KILLED"), (TrainingStoppedError("stopped"), "KILLED")], ids=repr
+)
+def test_an_exception_ends_the_run_as_failed_or_killed_and_goes_on(tracking: TrackingConfig, error: BaseException, status: str) -> None:
+    with pytest.raises(type(error)), tracked_run(tracking, "name", Outer()):
+        raise error
+    assert only_run(tracking).info.status == status
 
 
 def test_credentials_are_refused_in_the_configuration_and_hidden_from_the_environment() -> None:

@@ -24,10 +24,10 @@ from pydantic import Field
 
 from uniovseg import storage
 from uniovseg.config import Config, flatten, to_yaml
-from uniovseg.errors import ConfigError, MissingFileError, StorageError
+from uniovseg.errors import ConfigError, MissingFileError, StorageError, TrainingStoppedError
 from uniovseg.pictures import encode_picture
 from uniovseg.runtime import provenance
-from uniovseg.runtime.delivery import Artifact, Delivery, Ending, Entry, Metrics, Parameters, connect, keep, said, without_credentials
+from uniovseg.runtime.delivery import NOT_THERE, Artifact, Delivery, Ending, Entry, Metrics, Parameters, connect, keep, said, without_credentials
 from uniovseg.runtime.system_metrics import SystemMetrics
 from uniovseg.storage import Location
 
@@ -139,7 +139,7 @@ class Run:
         self.log_bytes("report.json", json.dumps(report, indent=2, default=str).encode())
 
     def end(self, status: str) -> None:
-        """Close the run as FINISHED or FAILED."""
+        """Close the run as FINISHED, FAILED or KILLED."""
         self._put(Ending(status, _now()))
         self.close()
 
@@ -205,7 +205,7 @@ def tracked_run(
     folder: Location | None = None,
     resume: bool = False,
 ) -> Iterator[Run]:
-    """Open a run with the configuration as parameters, give it to the body, and close it as FINISHED or FAILED.
+    """Open a run with the configuration as parameters, give it to the body, and close it as FINISHED, FAILED, or, where it was stopped, KILLED.
 
     Args:
         tracking: where.
@@ -236,6 +236,9 @@ def tracked_run(
         with SystemMetrics(run.log, stored.info.start_time / 1000):
             yield run
         status = "FINISHED"
+    except (TrainingStoppedError, KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
     finally:
         _OPEN.reset(token)
         run.end(status)
@@ -343,7 +346,7 @@ def _earlier(client: "MlflowClient", experiment: str, folder: Location) -> "Stor
     except (MissingFileError, ValueError, KeyError):
         return None
     except MlflowException as error:
-        if error.get_http_status_code() == 404:
+        if error.error_code == NOT_THERE:
             return None
         raise
     return run if run.info.experiment_id == experiment and run.info.lifecycle_stage == "active" else None
