@@ -105,6 +105,13 @@ def test_a_rank_without_room_for_a_folder_still_meets_the_others(reported: list[
     assert len(met) == 1 and reported == []
 
 
+def test_a_batch_that_cannot_be_kept_hides_nothing(tmp_path: Path) -> None:
+    recorder = RayRecorder(Run(None, None), Location.of(tmp_path), 0)
+    assert Path(recorder.keep("kept/a.pt", b"batch")).read_bytes() == b"batch"
+    (tmp_path / "not_finite").write_bytes(b"no folder")
+    assert recorder.keep("not_finite/b.pt", b"batch").startswith(f"{tmp_path}/not_finite/b.pt (not kept: writing")
+
+
 def test_while_a_checkpoint_is_replaced_there_is_none(reported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = RayRecorder(Run(None, None), Location.of(tmp_path), 0)
     recorder.checkpoint(3, writer(3), {})

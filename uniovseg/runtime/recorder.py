@@ -109,9 +109,13 @@ class RayRecorder:
         self.run.log_pictures(step, pictures)
 
     def keep(self, name: str, data: bytes) -> str:
-        """Write a file into the run's folder."""
-        storage.write_bytes(self.output / name, data)
-        return (self.output / name).uri
+        """Write a file into the run's folder; where that fails the answer says so, as what the file is kept for is worse."""
+        file = self.output / name
+        try:
+            storage.write_bytes(file, data)
+        except StorageError as error:
+            return f"{file.uri} (not kept: {error})"
+        return file.uri
 
     def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
         """Begin to keep a checkpoint, after the one before it is settled."""
