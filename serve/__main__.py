@@ -14,7 +14,7 @@ from rich.console import Console
 from serve.settings import ServiceConfig
 from uniovseg import checkpoint
 from uniovseg.config import fields, load
-from uniovseg.errors import ConfigError
+from uniovseg.errors import ConfigError, UniOVSegError
 
 QUICKSTART = (Path("runs/quickstart/stage2/model"), Path("runs/quickstart/stage1/model"))
 """Where the quickstart leaves its checkpoints, the best first."""
@@ -46,13 +46,23 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = load(LocalConfig, arguments.config, arguments.overrides)
-    except ConfigError as error:
+        if "checkpoint" not in config.model_fields_set:
+            config = config.model_copy(update={"checkpoint": default_checkpoint()})
+        check(config)
+    except UniOVSegError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
-    if "checkpoint" not in config.model_fields_set:
-        config = config.model_copy(update={"checkpoint": default_checkpoint()})
+        return 2 if isinstance(error, ConfigError) else 1
     run(config)
     return 0
+
+
+def check(config: LocalConfig) -> None:
+    """Raise UniOVSegError where the keys or the checkpoint cannot be read: replicas would try again and again, and Ray print what happened each time."""
+    from serve.deployments import api_keys
+    from uniovseg.runtime.registry import load_segmenter
+
+    api_keys(config.keys_file)
+    load_segmenter(config.checkpoint, changes=config.changes)
 
 
 def run(config: LocalConfig) -> None:
