@@ -37,18 +37,29 @@ class Segmenter:
     def __init__(self, config: ServiceConfig) -> None:
         from serve.host import Host  # torch, which an ingress does not need
 
+        log_to_stderr()
         self.host = Host(config.replica, config.limits, config.images_seconds)
         self.source: ModelSource | None = None
+        self.outdated = False
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load the model of a `ModelSource`; the one before answers until it is there.
+        """Load the model of a `ModelSource`; the one before answers until it is there, and goes on where it cannot be loaded.
 
-        Serve calls this for a change of the replica's rank too, which follows the death of another replica: the model that is here stays.
+        Serve stops a replica whose `reconfigure` raises: an update with a wrong checkpoint would end all of them. It calls this for a change of the
+        replica's rank too, which follows the death of another replica: the model that is here stays.
         """
         source = ModelSource.model_validate(user_config)
-        if source != self.source:
+        self.outdated = False
+        if source == self.source:
+            return
+        try:
             await self.host.load(source)
             self.source = source
+        except Exception:
+            if self.source is None:
+                raise
+            self.outdated = True
+            LOG.exception("the model cannot be loaded; the one before goes on", extra={"fields": {"checkpoint": source.checkpoint}})
 
     async def call(self, call: Call) -> Reply:
         """Answer a call."""
@@ -56,7 +67,10 @@ class Segmenter:
 
     async def describe(self) -> Description | Refusal:
         """The model and the vocabularies."""
-        return await self.host.describe()
+        found = await self.host.describe()
+        if isinstance(found, Refusal):
+            return found
+        return replace(found, model=found.model.model_copy(update={"outdated": self.outdated}))
 
     def check_health(self) -> None:
         """Raise where the replica is to be replaced."""

@@ -329,6 +329,7 @@ class ModelInfo(ModelRef):
     size: int = Field(description="side of the canvas on which masks are found, pixels")
     scales: tuple[int, ...] = Field(description="canvas sides at which masks are named, pixels")
     templates: str = Field(description="the set of sentences that words are put into")
+    outdated: bool = Field(False, description="the configuration names another model by now, which could not be loaded: the service's log says why")
     tasks: tuple[Task, ...] = ("semantic", "panoptic", "instance")
     mask_formats: tuple[MaskFormat, ...] = ("coco_rle", "png_idmap", "polygon", "none")
 

@@ -9,11 +9,12 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
-from serve.calls import Call, NeedsImage
+from serve.calls import Call, Description, NeedsImage
 from serve.deployments import RESEND_PAUSE_S, RESENDS, RemoteImages, Replicas, Segmenter, api_keys
 from serve.measures import Measures
 from serve.problems import ServiceError
 from serve.settings import ModelSource, ServiceConfig
+from tests.serve.shapes_backend import MODEL
 from uniovseg.errors import ConfigError
 
 
@@ -136,16 +137,30 @@ def test_a_model_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         if source.name == "missing":
             raise ConfigError("there is none")
 
+    async def describe() -> Description:
+        return Description(MODEL.model_copy(update={"name": loaded[-1]}), ())
+
+    async def outdated() -> bool:
+        found = await replica.describe()
+        assert isinstance(found, Description)
+        return found.model.outdated
+
     async def main() -> None:
+        with pytest.raises(ConfigError):  # there is none before
+            await replica.reconfigure({"name": "missing"})
         for name in ("first", "first", "second", "first"):
             await replica.reconfigure({"name": name})
+            assert not await outdated()
         for _ in range(2):
-            with pytest.raises(ConfigError):
-                await replica.reconfigure({"name": "missing"})
+            await replica.reconfigure({"name": "missing"})
+            assert await outdated()
+        await replica.reconfigure({"name": "first"})  # which is there still
+        assert not await outdated()
 
     monkeypatch.setattr(replica.host, "load", load)
+    monkeypatch.setattr(replica.host, "describe", describe)
     asyncio.run(main())
-    assert loaded == ["first", "second", "first", "missing", "missing"]
+    assert loaded == ["missing", "first", "second", "first", "missing", "missing"]
 
 
 def test_keys_come_from_the_environment_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
