@@ -1,6 +1,7 @@
 """Checkpoints on their way to the run's folder, with a store and a disk that fail, without a cluster."""
 
 import errno
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import ray.train
 from uniovseg import checkpoint, storage
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.errors import StorageError, TrainingError
+from uniovseg.runtime import recorder as recorder_module
 from uniovseg.runtime.recorder import RayRecorder
 from uniovseg.runtime.tracking import Run
 from uniovseg.storage import Location
@@ -103,6 +105,31 @@ def test_a_rank_without_room_for_a_folder_still_meets_the_others(reported: list[
     recorder.checkpoint(3, met.append, {})  # what writes shards waits for every rank
     recorder.settle()
     assert len(met) == 1 and reported == []
+
+
+def test_metrics_are_written_now_and_then_and_with_each_checkpoint(reported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(recorder_module, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def steps() -> list[int]:
+        return [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+    recorder = RayRecorder(Run(None, None), Location.of(tmp_path), 0)
+    recorder.log(1, {"loss": 1.0})
+    recorder.log(2, {"loss": 1.0})
+    assert steps() == [1]
+    now += (tmp_path / "metrics.jsonl").stat().st_size / recorder_module.METRICS_BYTES
+    recorder.log(3, {"loss": 1.0})
+    recorder.log(4, {"loss": 1.0})
+    assert steps() == [1, 2, 3]
+    recorder.checkpoint(4, writer(4), {})
+    assert steps() == [1, 2, 3, 4]
+    recorder.settle()
+    again = RayRecorder(Run(None, None), Location.of(tmp_path), 2)
+    again.write_metrics()
+    assert steps() == [1, 2, 3, 4]  # nothing new
+    again.log(3, {"loss": 2.0})
+    assert steps() == [1, 2, 3]
 
 
 def test_a_batch_that_cannot_be_kept_hides_nothing(tmp_path: Path) -> None:

@@ -335,6 +335,7 @@ def test_a_later_attempt_drops_the_lines_after_its_checkpoint(tmp_path: Path) ->
     first = RayRecorder(Run(None, None), Location.of(tmp_path), 0)
     for step in (1, 2, 3, 4):
         first.log(step, {"loss": float(step)})
+    first.write_metrics()
     second = RayRecorder(Run(None, None), Location.of(tmp_path), 2)
     second.log(3, {"loss": 30.0})
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]

@@ -11,6 +11,7 @@ import logging
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,9 @@ from uniovseg.runtime.tracking import Run
 from uniovseg.storage import Location
 
 logger = logging.getLogger(__name__)
+
+METRICS_BYTES = 20_000
+"""Bytes a second that metrics.jsonl, which is written whole as a store knows no other way, may take at most; a checkpoint's lines are there with it."""
 
 
 class Upload:
@@ -89,6 +93,7 @@ class RayRecorder:
         self.lost = 0
         self.upload: Upload | None = None
         self.lines: list[str] = []
+        self.unwritten, self.next_write = False, 0.0
         if storage.exists(output / "metrics.jsonl"):
             old = storage.read_bytes(output / "metrics.jsonl").decode().splitlines()
             self.lines = [line for line in old if json.loads(line)["step"] <= start]
@@ -96,11 +101,20 @@ class RayRecorder:
             run.log(line.pop("step"), line)  # what an earlier attempt could not deliver; what MLflow has is left out
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Add a line to metrics.jsonl, show it on Ray's metrics endpoint and log to MLflow."""
+        """Add a line to metrics.jsonl, where it may appear a while later, show it on Ray's metrics endpoint and log to MLflow."""
         self.lines.append(json.dumps({"step": step} | metrics))
-        storage.write_bytes(self.output / "metrics.jsonl", ("\n".join(self.lines) + "\n").encode())
+        self.unwritten = True
+        if time.monotonic() >= self.next_write:
+            self.write_metrics()
         show_training(self.output.name, step, metrics)
         self.run.log(step, metrics)
+
+    def write_metrics(self) -> None:
+        """Write the lines of metrics.jsonl that are not there yet."""
+        if self.unwritten:
+            data = ("\n".join(self.lines) + "\n").encode()
+            storage.write_bytes(self.output / "metrics.jsonl", data)
+            self.unwritten, self.next_write = False, time.monotonic() + len(data) / METRICS_BYTES
 
     def pictures(self, step: int, pictures: dict[str, Picture]) -> None:
         """Write pictures beside the metrics and to MLflow."""
@@ -120,6 +134,7 @@ class RayRecorder:
     def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
         """Begin to keep a checkpoint, after the one before it is settled."""
         self.settle()
+        self.write_metrics()
         self.upload = Upload(step, metrics, self.output / f"step_{step:07d}", write)
 
     def settle(self, *, wait: bool = True) -> None:

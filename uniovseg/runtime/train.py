@@ -136,6 +136,8 @@ def _train(settings: dict[str, Any], uri: str | None) -> None:
             raise
         finally:
             requests.over.set()
+            with suppress(StorageError):  # what ended the training is worse
+                recorder.write_metrics()
         recorder.settle()
 
 
@@ -170,9 +172,13 @@ def progress_bar(output: Location, steps: int) -> Iterator[None]:
 
     def watch(progress: Progress) -> None:
         task = progress.add_task("training", total=steps, shown="starting the workers")
+        file, size = output / "metrics.jsonl", 0
         while not done.wait(2.0):
             with suppress(StorageError):  # not there yet, or the store is away for a while
-                lines = [json.loads(line) for line in storage.read_bytes(output / "metrics.jsonl").decode().splitlines()]
+                if (now := storage.size(file)) == size:
+                    continue
+                size = now
+                lines = [json.loads(line) for line in storage.read_bytes(file).decode().splitlines()]
                 trained = [line for line in lines if "loss" in line]
                 if trained:
                     last = trained[-1]
