@@ -14,7 +14,7 @@ from uniovseg import checkpoint, storage
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.errors import StorageError, TrainingError
 from uniovseg.runtime import recorder as recorder_module
-from uniovseg.runtime.recorder import RayRecorder
+from uniovseg.runtime.recorder import RayRecorder, Upload
 from uniovseg.runtime.tracking import Run
 from uniovseg.storage import Location
 
@@ -130,6 +130,15 @@ def test_metrics_are_written_now_and_then_and_with_each_checkpoint(reported: lis
     assert steps() == [1, 2, 3, 4]  # nothing new
     again.log(3, {"loss": 2.0})
     assert steps() == [1, 2, 3]
+
+
+def test_what_a_killed_worker_left_on_the_disk_goes_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    uploads = [Upload(3, {}, Location.of(tmp_path / run / "step_0000003"), writer(3)) for run in ("run", "other")]
+    for upload in uploads:
+        upload.thread.join()
+    RayRecorder(Run(None, None), Location.of(tmp_path / "run"), 0)
+    assert [upload.folder.exists() for upload in uploads] == [False, True]
 
 
 def test_a_batch_that_cannot_be_kept_hides_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ or uploaded, after the retries of `uniovseg.storage`, is given up; the training 
 ends the training at the first that fails, and cannot be told that a checkpoint was not kept.)
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -33,6 +34,11 @@ METRICS_BYTES = 20_000
 """Bytes a second that metrics.jsonl, which is written whole as a store knows no other way, may take at most; a checkpoint's lines are there with it."""
 
 
+def _prefix(checkpoint: Location) -> str:
+    """How the names of local folders begin that hold a checkpoint of the same run."""
+    return f"checkpoint-{hashlib.sha256(checkpoint.uri.rpartition('/')[0].encode()).hexdigest()[:16]}-"
+
+
 class Upload:
     """This rank's part of a checkpoint on its way to the run's folder, all but the manifest.
 
@@ -45,7 +51,7 @@ class Upload:
     def __init__(self, step: int, metrics: dict[str, float], target: Location, write: Callable[[Path], None] | None) -> None:
         self.step, self.metrics, self.target = step, metrics, target
         self.error: Exception | None = None
-        self.folder = Path(tempfile.gettempdir()) / f"checkpoint-{uuid.uuid4().hex}"
+        self.folder = Path(tempfile.gettempdir()) / f"{_prefix(target)}{uuid.uuid4().hex}"
         self._guarded(lambda: self.folder.mkdir(0o700))  # a full disk may have no room for a folder either
         if write is not None:
             self._guarded(lambda: write(self.folder), always=True)  # the other ranks may be waiting for this one in it
@@ -79,7 +85,7 @@ class Upload:
 
 
 class RayRecorder:
-    """Sends a worker's results to the run's folder, to MLflow and to Ray.
+    """Sends a worker's results to the run's folder, to MLflow and to Ray. What killed workers of the run left on this machine's disk goes at the start.
 
     Args:
         run: the driver's MLflow run.
@@ -93,6 +99,8 @@ class RayRecorder:
         self.lost = 0
         self.upload: Upload | None = None
         self.lines: list[str] = []
+        for left in Path(tempfile.gettempdir()).glob(f"{_prefix(output / 'step')}*"):  # no rank keeps a checkpoint before all ranks have begun
+            shutil.rmtree(left, ignore_errors=True)
         self.unwritten, self.next_write = False, 0.0
         if storage.exists(output / "metrics.jsonl"):
             old = storage.read_bytes(output / "metrics.jsonl").decode().splitlines()
