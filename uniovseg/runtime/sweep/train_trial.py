@@ -173,8 +173,7 @@ def transplant(source: str, job: TrainJobConfig) -> str:
 
 
 def _info(uri: str) -> checkpoint.CheckpointInfo:
-    with storage.local_copy(uri) as folder:
-        return checkpoint.read_info(folder)
+    return checkpoint.CheckpointInfo.model_validate_json(storage.read_bytes(Location.of(uri) / checkpoint.MANIFEST))
 
 
 def _word_score(words: dict[str, Any], job: TrainJobConfig) -> float:
