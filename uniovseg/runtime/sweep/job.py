@@ -36,7 +36,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
     started = time.perf_counter()
     output, task = Location.of(config.output), task_of(config)
     task.check(config)
-    begin(config)
+    begin(config, task.job)
     tracked = tracked_run(config.tracking, output.name, config, {"job": "tune"}, folder=output, resume=True)
     with ray_session(task.slots), tracked as run:
         trainable = task.trainable(run)

@@ -29,12 +29,14 @@ class Task(ABC):
 
     Attributes:
         base: what a trial's values change.
+        job: the job as its file and the task's overrides say.
         figures: names of the figures that are shown, the one that ranks the trials last.
         slots: CPU slots that the sweep takes on a cluster of this machine.
         steps: optimizer steps of a trial; None where it is no training.
     """
 
     base: Config
+    job: Config
     figures: tuple[str, ...]
     slots: int
     steps: int | None = None
@@ -61,7 +63,7 @@ class Scales(Task):
         self.task, self.output = task, Location.of(config.output)
         job = load(MatchConfig, task.match, task.overrides)
         checkpoint = job.checkpoint if job.checkpoint == "shapes" else Location.of(job.checkpoint).uri
-        self.job = job.model_copy(update={"checkpoint": checkpoint})
+        self.job: MatchConfig = job.model_copy(update={"checkpoint": checkpoint})
         self.base: ScaleSet = ScaleSet(sizes=task.sizes, matching=job.pairing.matching)
         self.figures = ("class_accuracy", "accuracy") if isinstance(task.truth, LabelledTruth) else ("precision", "recall", "f1")
         self.slots = max(job.pool.workers, config.max_concurrent) + 1
@@ -81,8 +83,9 @@ class Scales(Task):
     def trainable(self, run: Run) -> Any:
         """Measure at all sizes, unless that is done, and write the matrices for the trials."""
         matrices = self.output / "matrices.npz"
-        self.measured_now = not storage.list_files(self.output / "pairs", recursive=True)
-        measure(self.task, self.job, self.output).save(matrices)
+        if not storage.exists(matrices):
+            self.measured_now = not storage.list_files(self.output / "pairs", recursive=True)
+            measure(self.task, self.job, self.output).save(matrices)
         trial = tune.with_parameters(ScaleTrial, matrices=matrices.uri, base=self.base, metric=self.figures[-1])
         return tune.with_resources(trial, {"CPU": 1})
 
@@ -101,7 +104,8 @@ class Training(Task):
         tracking = config.tracking
         if tracking.uri is not None:
             tracking = tracking.model_copy(update={"uri": tracking.resolve()})
-        job = with_absolute_paths(load(TrainJobConfig, task.train, task.overrides))
+        self.job = load(TrainJobConfig, task.train, task.overrides)
+        job = with_absolute_paths(self.job)
         kept = job.steps // job.checkpoint_every + 1 if config.scheduler.name == "pbt" else job.keep_checkpoints  # another trial may ask for any
         self.base: TrainJobConfig = job.model_copy(
             update={"tracking": tracking, "keep_checkpoints": kept, "output": (Location.of(config.output) / "best").uri}

@@ -4,9 +4,11 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
@@ -17,10 +19,11 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from uniovseg import storage
-from uniovseg.config import to_yaml
+from uniovseg.config import Config, to_yaml
 from uniovseg.errors import ConfigError, TrainingError
 from uniovseg.runtime.ray_storage import ray_filesystem
 from uniovseg.runtime.sweep.config import SweepConfig
+from uniovseg.runtime.sweep.spaces import Space
 from uniovseg.storage import Location
 
 TUNE = "tune"
@@ -29,9 +32,8 @@ TUNE = "tune"
 SWEEP = "sweep.yaml"
 """Written when a sweep begins: what it is."""
 
-MAY_CHANGE = {"resume", "verbose", "max_concurrent", "tracking"}
+MAY_CHANGE = {"resume", "verbose", "tracking"}
 """Keys that a sweep may be resumed with other values of."""
-
 
 BOOKKEEPING = {*AUTO_RESULT_KEYS, "done", "trial_id", "experiment_tag", "should_checkpoint", RESULT_DUPLICATE}
 """What Tune adds to a report."""
@@ -58,19 +60,28 @@ class TrialResult:
     error: str = ""
 
 
-def begin(config: SweepConfig) -> None:
+def begin(config: SweepConfig, job: Config) -> None:
     """Refuse an output that holds another sweep, or one that is not to be resumed; else write down what this one is.
+
+    Args:
+        config: the sweep.
+        job: what its files and overrides make of the job that is varied.
 
     Raises:
         ConfigError: `config` does not fit what the output holds.
     """
     file = Location.of(config.output) / SWEEP
-    now = to_yaml(config.model_copy(update={key: SweepConfig.model_fields[key].default for key in MAY_CHANGE}))
+    written = config.model_copy(update={key: SweepConfig.model_fields[key].default for key in MAY_CHANGE})
+    plain = job.model_dump(mode="json", exclude={"tracking"})
+    now = to_yaml(written) + yaml.safe_dump({"job": plain}, sort_keys=False)
     if storage.exists(file):
         if not config.resume:
             raise ConfigError("the output holds a sweep", seen=config.output, fix="--resume goes on with it; another output begins anew")
         if storage.read_bytes(file).decode() != now:
-            raise ConfigError("the output holds another sweep", seen=file.uri, allowed=f"changes of {', '.join(sorted(MAY_CHANGE))}")
+            raise ConfigError(
+                "the output holds another sweep", seen=file.uri, allowed=f"changes of {', '.join(sorted(MAY_CHANGE))}",
+                fix="the files that it is made of must be as they were too",
+            )  # fmt: skip
     else:
         storage.write_bytes(file, now.encode())
 
@@ -91,7 +102,7 @@ def run_trials(config: SweepConfig, trainable: Any, steps: int | None) -> list[T
     filesystem, path = ray_filesystem(Location.of(config.output))
     place = f"{path}/{TUNE}"
     if tune.Tuner.can_restore(place, storage_filesystem=filesystem):
-        tuner = tune.Tuner.restore(place, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem)
+        tuner = tune.Tuner.restore(place, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem)
     else:
         tuner = tune.Tuner(
             trainable,
@@ -168,8 +179,19 @@ def _scheduler(config: SweepConfig, steps: int | None) -> TrialScheduler:
             quantile_fraction=settings.share,
             resample_probability=settings.resample,
             synch=settings.synchronous,
+            custom_explore_fn=partial(within, config.space),
         )
     return FIFOScheduler()
+
+
+def within(space: Mapping[str, Space], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's values, those of ranges moved to the nearest end where they have left it: Tune's population based training does not look."""
+
+    def nearest(key: str, value: Any) -> Any:
+        bounds = space[key].uniform or space[key].log_uniform
+        return min(max(value, bounds[0]), bounds[1]) if bounds else value
+
+    return {key: nearest(key, value) for key, value in values.items()}
 
 
 def _result(found: tune.Result) -> TrialResult:
