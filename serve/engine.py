@@ -44,9 +44,6 @@ from uniovseg.segmenter import Segmenter
 from uniovseg.segments import Region
 from uniovseg.segments import Segment as NamedMask
 
-REGISTERED = "models:/"
-"""How the URI of a registered model begins."""
-
 
 class Answered(NamedTuple):
     """What an engine found: masks in the order of the answer, the vocabulary that named them, and what the client should know."""
@@ -92,7 +89,7 @@ class Engine:
             segmenter = Segmenter.load(folder, device, source.changes)
             version = fingerprint(folder, source)
         place = source.checkpoint.rstrip("/")
-        name = place if place.startswith(REGISTERED) else place.rpartition("/")[2]
+        name = place if place.startswith(checkpoint.REGISTERED) else place.rpartition("/")[2]
         engine = cls(segmenter, ModelRef(name=source.name, version=version, checkpoint=name), limits)
         grey = engine.embed([np.full((64, 64, 3), 128, np.uint8)])[0]
         engine.answer(grey, PromptRequest(points=((32.0, 32.0),), vocabulary=("thing",)))
@@ -265,11 +262,11 @@ def opened_checkpoint(uri: str) -> Iterator[Path]:
     Raises:
         CheckpointError, StorageError: there is none, or it cannot be read.
     """
-    if not uri.startswith(REGISTERED):
+    if not uri.startswith(checkpoint.REGISTERED):
         with checkpoint.opened(uri) as folder:
             yield folder
         return
-    from uniovseg.runtime import registry, tracking  # Ray and MLflow, which only such a URI needs
+    from uniovseg.runtime import registry, tracking  # with what they draw pictures with, which only such a URI needs
 
     with registry.opened(uri, tracking.TrackingConfig().resolve()) as folder:
         yield folder

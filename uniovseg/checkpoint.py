@@ -28,6 +28,9 @@ from uniovseg.parallel import like_parameter, load_shards, shard_names
 SHIPPED = {"shapes": "weights/shapes"}
 """Checkpoints that are package data, by name."""
 
+REGISTERED = "models:/"
+"""How the URI of one in MLflow's registry begins; `uniovseg.runtime.registry` opens those."""
+
 MANIFEST, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
 
 SHARDED = ".metadata"

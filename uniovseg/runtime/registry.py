@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MODELS = "models:/"
-"""How the URI of a registered model begins."""
+MODELS = checkpoint.REGISTERED
 
 FOLDER, DATA = "model", "checkpoint"
 """Folder of the model among the run's artifacts, and of the checkpoint in it."""
