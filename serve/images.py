@@ -1,5 +1,6 @@
 """What can be known of an image file without decoding it: its kind and its size, read from the header in plain Python."""
 
+import base64
 import struct
 
 from serve.problems import ServiceError
@@ -40,6 +41,19 @@ def check_image(data: bytes, limits: Limits) -> tuple[int, int]:
     if height * width > limits.pixels:
         raise ServiceError("too_large", "the image has too many pixels", seen=f"{width} x {height} = {height * width}", allowed=limits.pixels)
     return height, width
+
+
+def base64_length(limits: Limits) -> int:
+    """Characters of the largest image in base64."""
+    return 4 * (limits.bytes // 3 + 1)
+
+
+def from_base64(text: str) -> bytes:
+    """The file of an image in base64. Raises ServiceError."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:  # binascii's and that of characters beyond ASCII
+        raise ServiceError("invalid_image", "the image is not base64", seen=text[:40], allowed="standard base64") from error
 
 
 def _start(data: bytes) -> str:

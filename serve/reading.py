@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from serve.images import MEDIA_TYPES
+from serve.images import MEDIA_TYPES, base64_length
 from serve.problems import ServiceError
 from uniovseg.api import REQUEST_HEADER, ImageRequest, Limits
 
@@ -37,23 +38,18 @@ async def read_request(http: Request, kind: type[RequestT], limits: Limits) -> t
     media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if http.headers.get("content-encoding", "identity") != "identity":
         raise ServiceError("unsupported_media_type", "the body is encoded", seen=http.headers["content-encoding"], allowed="identity")
-    try:
-        async with asyncio.timeout(limits.upload_seconds):
-            if media == "multipart/form-data":
-                return await _multipart(http, kind, limits)
-            if media == "application/json":
-                body = await read_body(http, limits.request_bytes + 4 * (limits.bytes // 3 + 1))
-                _check_rest(body, limits)
-                return parse(kind, body), None
-            if media in RAW or not media:
-                image = await read_body(http, limits.bytes)
-                if image and not media:
-                    raise ServiceError("unsupported_media_type", "the body's type is not named", allowed=list(ACCEPTED))
-                return _of_address(http, kind), image or None
-    except TimeoutError:
-        raise ServiceError("timeout", "the request came too slowly", allowed=f"{limits.upload_seconds:g} s") from None
-    except ClientDisconnect:
-        raise ServiceError("invalid_body", "the request ended too early") from None
+    if media == "multipart/form-data":
+        async with arriving(limits):
+            return await _multipart(http, kind, limits)
+    if media == "application/json":
+        body = await read_body(http, limits, json_bytes(limits))
+        _check_rest(body, limits)
+        return parse(kind, body), None
+    if media in RAW or not media:
+        image = await read_body(http, limits, limits.bytes)
+        if image and not media:
+            raise ServiceError("unsupported_media_type", "the body's type is not named", allowed=list(ACCEPTED))
+        return _of_address(http, kind), image or None
     raise ServiceError("unsupported_media_type", "the body is of an unknown type", seen=media, allowed=list(ACCEPTED))
 
 
@@ -109,9 +105,27 @@ async def _bounded(http: Request, most: int) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def read_body(http: Request, most: int) -> bytes:
-    """The body. Raises ServiceError as soon as it is known to be larger than `most` bytes."""
-    return b"".join([piece async for piece in _bounded(http, most)])
+@asynccontextmanager
+async def arriving(limits: Limits) -> AsyncIterator[None]:
+    """A body on its way. Raises ServiceError where it comes too slowly or ends too early."""
+    try:
+        async with asyncio.timeout(limits.upload_seconds):
+            yield
+    except TimeoutError:
+        raise ServiceError("timeout", "the request came too slowly", allowed=f"{limits.upload_seconds:g} s") from None
+    except ClientDisconnect:
+        raise ServiceError("invalid_body", "the request ended too early") from None
+
+
+async def read_body(http: Request, limits: Limits, most: int) -> bytes:
+    """The body. Raises ServiceError where it has more than `most` bytes, comes too slowly, or ends too early."""
+    async with arriving(limits):
+        return b"".join([piece async for piece in _bounded(http, most)])
+
+
+def json_bytes(limits: Limits, images: int = 1) -> int:
+    """Most bytes of a body with so many images in base64."""
+    return limits.request_bytes + images * base64_length(limits)
 
 
 class _Parser(MultiPartParser):

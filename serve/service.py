@@ -1,14 +1,12 @@
 """From a request of the contract to its answer: limits, images and their ids, deadlines. It knows neither HTTP nor Ray."""
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import time
 from typing import Any
 
 from serve.calls import Backend, Call, Description, ImageStore, NeedsImage, Outcome
-from serve.images import check_image
+from serve.images import base64_length, check_image, from_base64
 from serve.problems import Refusal, ServiceError
 from uniovseg.api import (
     EverythingRequest,
@@ -168,12 +166,9 @@ def image_of(request: ImageRequest, image: bytes | None, limits: Limits) -> byte
     if request.image is None:
         return image
     text = request.image.data
-    if len(text) > 4 * (limits.bytes // 3 + 1):
+    if len(text) > base64_length(limits):
         raise ServiceError("too_large", "the image file is too large, in bytes", seen=len(text) * 3 // 4, allowed=limits.bytes)
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ServiceError("invalid_image", "the image is not base64", seen=text[:40], allowed="standard base64") from error
+    return from_base64(text)
 
 
 def check_request(request: NamingRequest, limits: Limits) -> None:

@@ -14,10 +14,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.adapters.reading import ErrorRoute, Foreign, make_request, read_bytes, read_json
+from serve.adapters.reading import ErrorRoute, Foreign, make_request, read_json
 from serve.api import RequestId, ServiceOf
 from serve.problems import ServiceError
-from serve.reading import words_of
+from serve.reading import read_body, words_of
 from uniovseg.api import Segment, SegmentRequest
 from uniovseg.client import decode_mask
 
@@ -53,7 +53,7 @@ async def segment(
         body = await read_json(http, Body, service.limits)
         encoded, asked = {"data": body.inputs}, body.parameters
     else:
-        image = await read_bytes(http, service.limits, service.limits.bytes) or None
+        image = await read_body(http, service.limits, service.limits.bytes) or None
     if asked.mask_threshold not in (None, 0.5):
         raise ServiceError(
             "invalid_request", "mask_threshold: masks are cut where inside and outside are as likely", seen=asked.mask_threshold, allowed=0.5

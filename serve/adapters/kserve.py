@@ -6,8 +6,6 @@ JSON of a `SegmentRequest`, `PromptRequest` or `EverythingRequest` of our contra
 height), ``areas`` INT64 [n], ``masks`` BYTES [n] (counts of COCO RLE; empty with another ``mask_format``).
 """
 
-import base64
-import binascii
 import json
 import struct
 from typing import Annotated, Any
@@ -17,10 +15,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.adapters.reading import ErrorRoute, Foreign, json_bytes, parse_json, read_bytes
+from serve.adapters.reading import ErrorRoute, Foreign, parse_json
 from serve.api import RequestId, ServiceOf
+from serve.images import from_base64
 from serve.problems import ServiceError
-from serve.reading import refused
+from serve.reading import json_bytes, read_body, refused
 from serve.service import Service
 from uniovseg.api import Answer, CocoRle, EverythingRequest, Limits, ModelInfo, PromptRequest, SegmentRequest
 
@@ -145,7 +144,7 @@ async def _model(service: Service, name: str, version: str | None) -> ModelInfo:
 
 async def _read(http: Request, limits: Limits) -> tuple[Inference, dict[str, bytes]]:
     """The JSON part, and by name the binary data of inputs that have it."""
-    body = await read_bytes(http, limits, json_bytes(limits))
+    body = await read_body(http, limits, json_bytes(limits))
     length = http.headers.get(HEADER_LENGTH)
     if length is None:
         return parse_json(body, Inference), {}
@@ -177,10 +176,7 @@ def _element(tensor: Tensor, binary: dict[str, bytes]) -> bytes:
     text = tensor.data[0]
     if tensor.name != "image":
         return text.encode("utf-8", "surrogatepass")
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ServiceError("invalid_image", "the image is not base64", seen=text[:40], allowed="standard base64") from error
+    return from_base64(text)
 
 
 def _output(name: str, answer: Answer) -> dict[str, Any]:

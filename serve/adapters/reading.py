@@ -1,17 +1,16 @@
 """What all adapters do first: a bounded body to a typed one, and what it asks for to a request of the contract."""
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serve.api import request_id_of
 from serve.problems import ServiceError, headers_of, problem_of
-from serve.reading import read_body, refused
+from serve.reading import json_bytes, read_body, refused
 from uniovseg.api import ImageRequest, Limits
 
 RequestT = TypeVar("RequestT", bound=ImageRequest)
@@ -24,25 +23,9 @@ class Foreign(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-async def read_bytes(http: Request, limits: Limits, most: int) -> bytes:
-    """The body. Raises ServiceError where it has more than `most` bytes, comes too slowly, or ends too early."""
-    try:
-        async with asyncio.timeout(limits.upload_seconds):
-            return await read_body(http, most)
-    except TimeoutError:
-        raise ServiceError("timeout", "the request came too slowly", allowed=f"{limits.upload_seconds:g} s") from None
-    except ClientDisconnect:
-        raise ServiceError("invalid_body", "the request ended too early") from None
-
-
 async def read_json(http: Request, kind: type[ForeignT], limits: Limits, images: int = 1) -> ForeignT:
     """The body, which holds as many images in base64, as `kind`. Raises ServiceError."""
-    return parse_json(await read_bytes(http, limits, json_bytes(limits, images)), kind)
-
-
-def json_bytes(limits: Limits, images: int = 1) -> int:
-    """Most bytes of a body with so many images in base64."""
-    return limits.request_bytes + images * 4 * (limits.bytes // 3 + 1)
+    return parse_json(await read_body(http, limits, json_bytes(limits, images)), kind)
 
 
 def parse_json(body: bytes, kind: type[ForeignT]) -> ForeignT:
