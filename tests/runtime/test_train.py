@@ -251,7 +251,8 @@ def test_workers_without_a_place_are_not_waited_for_without_end(
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_leaves_the_samples(ray_cluster: None, job: TrainJobConfig, folder: Path) -> None:
-    wild = job.model_copy(update={"output": str(folder / "wild"), "optim": OptimConfig(lr=1e30, warmup_steps=0), "tracking": TrackingConfig()})
+    changes = {"output": str(folder / "wild"), "steps": 3, "max_failures": 0, "tracking": TrackingConfig()}
+    wild = job.model_copy(update=changes | {"optim": OptimConfig(lr=1e30, warmup_steps=0)})
     with pytest.raises(TrainingError, match="not finite at step [12];"):
         fit(wild)
     kept = sorted((folder / "wild" / "not_finite").iterdir())
