@@ -40,8 +40,8 @@ load-test: install ## the service under load while replicas are killed and the m
 # A second OpenMP thread spins while it waits: beside other work it makes small tensors ten times slower.
 test test-slow cluster-test fault-test: export OMP_NUM_THREADS := 1
 
-test: install ## the default tests
-	$(BIN)/python -m pytest
+test: install ## the default tests, in two processes: one has those that need a Ray cluster
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-slow: install ## the tests that are left out of the default ones
 	$(BIN)/python -m pytest -m slow
@@ -50,7 +50,7 @@ cluster-test: install ## the jobs as a user submits them: a store, a tracking se
 	$(BIN)/python -m pytest -m e2e tests/e2e
 
 fault-test: install ## a training goes on while workers, the head, the store, the tracking server and the disk fail (KILLS=n)
-	UNIOVSEG_KILLS=$(KILLS) $(BIN)/python -m pytest -m fault tests/fault
+	UNIOVSEG_KILLS=$(KILLS) $(BIN)/python -m pytest -m fault
 
 shapes-full: run-install ## train the shapes model that is shipped (SEED=n)
 	$(BIN)/python jobs/quickstart.py --config jobs/configs/shapes_full.yaml seed=$(SEED)

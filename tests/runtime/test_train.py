@@ -204,6 +204,7 @@ def driver(job: TrainJobConfig, folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.cluster
+@pytest.mark.fault
 def test_a_run_stopped_by_a_signal_goes_on_from_its_last_step_with_another_number_of_workers(
     job: TrainJobConfig, whole: dict[str, object], folder: Path
 ) -> None:
