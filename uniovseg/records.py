@@ -103,7 +103,7 @@ class Category:
 
     Attributes:
         id: the number that ground truth and results call it by; unique in its vocabulary.
-        name: what people call it: the first of its synonyms.
+        name: what people call it; in most vocabularies the first of its synonyms.
         synonyms: words that mean it, at least one; its score is its best synonym's.
         is_thing: countable; False for stuff.
         templates: sentences with a place ``{}`` that its synonyms are put into, at least one; None: those of the method.

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pydantic import ValidationError
 
 from uniovseg.data import shapes
-from uniovseg.data.shapes import CLASS_NAMES, GROUNDS, HELD_OUT, THING_CLASSES, Scene, SceneConfig
+from uniovseg.data.shapes import CATEGORIES, CLASS_NAMES, GROUNDS, HELD_OUT, THING_CLASSES, UNSEEN, Scene, SceneConfig, category_of
 from uniovseg.data.shapes_sets import ShapesConfig, write_shapes
 
 CONFIG = SceneConfig()
@@ -102,7 +102,16 @@ def test_held_out_classes() -> None:
     assert len(HELD_OUT) == len(THING_CLASSES) / 8
     named = [THING_CLASSES[index] for index in range(256) if index not in HELD_OUT]
     assert [len({words[place] for words in named}) for place in range(3)] == [4, 8, 8]  # every word occurs in training
-    assert [len({THING_CLASSES[index][place] for index in HELD_OUT}) for place in range(3)] == [4, 8, 8]
+    assert [len({THING_CLASSES[index][place] for index in HELD_OUT}) for place in range(3)] == [4, 4, 8]
+    assert {CATEGORIES[category_of(index)].name for index in range(256) if index not in HELD_OUT}.isdisjoint(UNSEEN)
+
+
+def test_categories_are_patterns_with_colours_and_grounds() -> None:
+    for index, name in enumerate(CLASS_NAMES):
+        category = CATEGORIES[category_of(index)]
+        assert category.id == category_of(index) and name in category.synonyms
+        assert category.name == (name if name in GROUNDS else " ".join([*name.split()[:2], "shape"]))
+    assert sum(len(category.synonyms) for category in CATEGORIES) == len(CLASS_NAMES)
 
 
 def things_named(caption: str) -> set[str]:
@@ -207,8 +216,8 @@ def test_panoptic_png_and_json_agree(written: Path) -> None:
     folder = written / "evaluation"
     notes = json.loads((folder / "panoptic.json").read_text())
     names = {category["id"]: category["name"] for category in notes["categories"]}
-    assert list(names.values()) == list(CLASS_NAMES)
-    assert sum(category["isthing"] for category in notes["categories"]) == 256
+    assert list(names.values()) == [category.name for category in CATEGORIES]
+    assert sum(category["isthing"] for category in notes["categories"]) == 32
     assert [image["file_name"] for image in notes["images"]] == ["000000.jpg", "000001.jpg", "000002.jpg"]
     for index, (image, annotation) in enumerate(zip(notes["images"], notes["annotations"], strict=True)):
         assert annotation["image_id"] == image["id"] == index
@@ -217,7 +226,7 @@ def test_panoptic_png_and_json_agree(written: Path) -> None:
         colours = np.asarray(Image.open(folder / "panoptic" / annotation["file_name"])).astype(int)
         ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
         expected = [(item.class_index, item.mask) for item in scene.objects] + list(scene.grounds)
-        expected = [(number, mask) for number, mask in expected if mask.sum() >= shapes.MIN_MASK_AREA]
+        expected = [(category_of(index), mask) for index, mask in expected if mask.sum() >= shapes.MIN_MASK_AREA]
         assert [segment["category_id"] for segment in annotation["segments_info"]] == [number for number, _ in expected]
         for segment, (_, mask) in zip(annotation["segments_info"], expected, strict=True):
             assert np.array_equal(ids == segment["id"], mask)

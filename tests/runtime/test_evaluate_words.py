@@ -124,7 +124,7 @@ def test_sources(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (found.name, len(found.items)) == ("shapes", 2)
     folder = root / "evaluation"
     same = open_source(SourceConfig(annotations=str(folder / "panoptic.json"), panoptic=str(folder / "panoptic")))
-    assert same.vocabulary.categories == found.vocabulary.categories
+    assert [(item.id, item.name) for item in same.vocabulary.categories] == [(item.id, item.name) for item in found.vocabulary.categories]
     assert same.items[:2] == tuple(replace(item) for item in found.items)
     words = tmp_path / "words.json"
     listed = [{"id": item.id, "name": f"a {item.name}"} for item in found.vocabulary.categories]
@@ -139,11 +139,11 @@ def test_sources(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_each_benchmark_is_tested_by_its_own_settings() -> None:
-    for name, benchmark in BENCHMARKS.items():
+    for name in BENCHMARKS:
         config = load(WordsJobConfig, None, [f"benchmark={name}", "output=out"])
         assert WordsJobConfig.model_validate_json(config.model_dump_json()) == config
         method = validate(MaskGenerationConfig, config.method)
-        if benchmark.vocabulary is None:
+        if name == "shapes":
             assert (config.method, config.segmentation) == ({}, SegmentationConfig())
         else:
             assert config.method["regions"]["templates"] == "vild14"

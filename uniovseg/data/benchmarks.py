@@ -81,13 +81,13 @@ class Benchmark:
     """A data set as its papers use it.
 
     Attributes:
-        vocabulary: name of its classes; None: the categories of its own file.
+        vocabulary: name of its classes.
         layouts: where it may lie; the first that is there is read.
         images: how many it has.
         prepare: how the first layout comes to be.
     """
 
-    vocabulary: str | None
+    vocabulary: str
     layouts: tuple[LabelFolder | PanopticFiles, ...]
     images: int
     prepare: str
@@ -205,7 +205,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         prepare=_prepared("cityscapes_panoptic", "gtFine_trainvaltest.zip and leftImg8bit_trainvaltest.zip (cityscapes-dataset.com)"),
     ),
     "shapes": Benchmark(
-        vocabulary=None,
+        vocabulary="shapes",
         layouts=(PanopticFiles(annotations="evaluation/panoptic.json", maps="evaluation/panoptic", images="evaluation/images"),),
         images=128,
         prepare="python jobs/make_shapes.py output=ROOT",
@@ -341,12 +341,10 @@ def open_benchmark(name: str, root: str) -> LabelledSet:
     for layout in benchmark.layouts:
         if isinstance(layout, PanopticFiles):
             if storage.exists(place / layout.annotations):
-                vocabulary = load_vocabulary(benchmark.vocabulary) if benchmark.vocabulary else None
-                return _panoptic_set(name, place, layout, vocabulary)
+                return _panoptic_set(name, place, layout, load_vocabulary(benchmark.vocabulary))
         else:
             items = _label_items(place, layout)
             if items:
-                assert benchmark.vocabulary is not None
                 return LabelledSet(name=name, vocabulary=load_vocabulary(benchmark.vocabulary), items=items, folder=layout)
     expected = "; or ".join(layout.describe() for layout in benchmark.layouts)
     raise DataError(f"{name} is not here", seen=place.uri, allowed=f"below it {expected}", fix=benchmark.prepare)

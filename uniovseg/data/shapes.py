@@ -1,9 +1,14 @@
 """The shapes world: a small synthetic SA-1B with text, on which the whole method really learns.
 
 A scene is a textured ground (sometimes two, meeting at a horizon) with four to eight patterned, coloured shapes on it, of any rotation, some of
-them in touching groups, later ones hiding earlier ones, many with a shaded part. A thing's class is its (pattern, colour, shape), for example
-``striped red star``: 4 x 8 x 8 = 256 classes. One class in eight is *held out*: no training caption names it, and the scenes that captions are
-written for do not contain it; the evaluation set does. The grounds are the stuff classes.
+them in touching groups, later ones hiding earlier ones, many with a shaded part. Captions name a thing by pattern, colour and shape, for example
+``striped red star``: 4 x 8 x 8 = 256 names. The evaluation set tells 32 kinds of things apart, by pattern and colour, each with eight names as its
+synonyms (``striped red shape``: circle, triangle, ...), and the grounds as stuff. One kind in eight is *held out*: no training caption names it, and
+the scenes that captions are written for do not contain it; the evaluation set does.
+
+Why shape is no part of a kind: the region embeddings of a CLIP that two CPU cores train in an hour do not hold it. With true masks and labels for
+supervision the same trunk names 96 % of colours, 65 % of patterns and 20 % of shapes (12 % by chance) after 350 steps of 8 scenes. Shapes are what
+masks are learned from.
 
 The same scenes give three sets, from different random streams, so that text and masks are unpaired:
 image-mask pairs without labels (objects, parts, groups, grounds), image-text pairs, and labelled panoptic scenes for evaluation.
@@ -22,7 +27,7 @@ from pycocotools import mask as coco_mask
 from pydantic import Field, model_validator
 
 from uniovseg.config import Config
-from uniovseg.records import ImageMasks, ImageText
+from uniovseg.records import Category, ImageMasks, ImageText
 
 Mask = NDArray[np.bool_]
 Image = NDArray[np.uint8]
@@ -49,9 +54,29 @@ GROUNDS = {
 }
 THING_CLASSES: tuple[tuple[str, str, str], ...] = tuple((p, c, s) for p in PATTERNS for c in COLOURS for s in SHAPES)
 CLASS_NAMES: tuple[str, ...] = (*(" ".join(words) for words in THING_CLASSES), *GROUNDS)
-"""Names of all classes: 256 things, then 6 grounds; the index is the class index."""
-HELD_OUT: frozenset[int] = frozenset(i for i in range(len(THING_CLASSES)) if (i // 64 + 3 * (i // 8 % 8) + 5 * (i % 8)) % 8 == 0)
-"""Class indices that no training caption names: an eighth of all, with every pattern, colour and shape among the rest."""
+"""What captions say: names of 256 things, then of 6 grounds; the index is the class index."""
+
+
+def category_of(class_index: int) -> int:
+    """The id of the evaluation set's category that a class belongs to: its pattern and colour, or its ground."""
+    things = len(THING_CLASSES)
+    return class_index // len(SHAPES) if class_index < things else class_index - things + things // len(SHAPES)
+
+
+def _categories() -> tuple[Category, ...]:
+    synonyms: dict[int, list[str]] = {}
+    for index, name in enumerate(CLASS_NAMES):
+        synonyms.setdefault(category_of(index), []).append(name)
+    kinds = [f"{pattern} {colour} shape" for pattern in PATTERNS for colour in COLOURS]
+    return tuple(Category(id, name, tuple(synonyms[id]), id < len(kinds)) for id, name in enumerate([*kinds, *GROUNDS]))
+
+
+CATEGORIES: tuple[Category, ...] = _categories()
+"""The evaluation set's categories: 32 kinds of things, whose synonyms are the names that captions have for them, then 6 grounds."""
+HELD_OUT: frozenset[int] = frozenset(i for i in range(len(THING_CLASSES)) if category_of(i) in (1, 11, 21, 31))
+"""Class indices that no training caption names: those of one kind in eight, with every pattern and every colour among the rest."""
+UNSEEN: frozenset[str] = frozenset(CATEGORIES[category_of(index)].name for index in HELD_OUT)
+"""Names of the categories that no training caption names by any synonym."""
 
 
 class SceneConfig(Config):

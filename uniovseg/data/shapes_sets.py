@@ -18,7 +18,7 @@ from rich.progress import Progress
 from uniovseg.config import Config
 from uniovseg.data import shapes
 from uniovseg.data.coco import write_sa1b_tars
-from uniovseg.data.shapes import CLASS_NAMES, THING_CLASSES, Scene, SceneConfig
+from uniovseg.data.shapes import CATEGORIES, Scene, SceneConfig, category_of
 from uniovseg.records import ImageMasks, ImageText
 
 
@@ -99,12 +99,12 @@ def write_panoptic(scenes: Iterator[Scene], folder: Path, scene: SceneConfig) ->
             ids[mask] = segment
             ys, xs = np.nonzero(mask)
             box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
-            segments.append({"id": segment, "category_id": class_index, "iscrowd": 0, "bbox": box, "area": int(mask.sum())})
+            segments.append({"id": segment, "category_id": category_of(class_index), "iscrowd": 0, "bbox": box, "area": int(mask.sum())})
         (folder / "images" / f"{stem}.jpg").write_bytes(shapes.encode_image(drawn.image, scene.jpeg_quality))
         colours = np.zeros((scene.size, scene.size, 3), np.uint8)
         colours[..., 2] = ids  # BGR in memory: the id, below 256, is the red channel
         cv2.imwrite(str(folder / "panoptic" / f"{stem}.png"), colours)
         images.append({"id": number, "file_name": f"{stem}.jpg", "width": scene.size, "height": scene.size})
         annotations.append({"image_id": number, "file_name": f"{stem}.png", "segments_info": segments})
-    categories = [{"id": index, "name": name, "isthing": int(index < len(THING_CLASSES))} for index, name in enumerate(CLASS_NAMES)]
+    categories = [{"id": category.id, "name": category.name, "isthing": int(category.is_thing)} for category in CATEGORIES]
     (folder / "panoptic.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))

@@ -41,7 +41,7 @@ def load_vocabulary(source: str | Sequence[str]) -> Vocabulary:
     if not isinstance(source, str):
         return _of_words(source)
     if source == "shapes":
-        return _of_shapes()
+        return Vocabulary("shapes", shapes.CATEGORIES)
     if source in FILES:
         return _parse_json(source, (resources.files("uniovseg") / f"data/vocabularies/{source}.json").read_text("utf-8"))
     if source.endswith((".json", ".txt")):
@@ -66,11 +66,6 @@ def _of_words(words: Sequence[str]) -> Vocabulary:
     if repeated:
         raise DataError("words of the vocabulary are repeated", seen=", ".join(repeated[:5]))
     return _checked("words", [Category(index, name, (name,)) for index, name in enumerate(names)])
-
-
-def _of_shapes() -> Vocabulary:
-    things = len(shapes.THING_CLASSES)
-    return Vocabulary("shapes", tuple(Category(index, name, (name,), index < things) for index, name in enumerate(shapes.CLASS_NAMES)))
 
 
 def _decoded(location: Location) -> str:

@@ -10,6 +10,7 @@ from rich.progress import track
 
 from uniovseg.config import Config
 from uniovseg.data.benchmarks import open_panoptic
+from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.evaluation.naming import NamingScore, evaluate_namings
 from uniovseg.methods.promptable import RegionConfig
 from uniovseg.metrics import figure
@@ -24,6 +25,9 @@ class NamingsConfig(Config):
 
     baseline: str = Field(..., description="checkpoint without an adapter; it proposes the masks of all")
     annotations: str = Field(..., description="COCO panoptic JSON, with images/ beside it")
+    vocabulary: str | None = Field(
+        None, description="words of the set's categories, a packaged vocabulary or a file with the same ids; null: their names"
+    )
     sizes: tuple[tuple[int, ...], ...] = Field(((256,), (384,), (256, 384)), description="scale sets of the frozen CLIP that are tried")
     templates: tuple[str, ...] = Field(("simple", "vild14"), description="template sets of the frozen CLIP that are tried")
     points_per_side: int = Field(12, ge=1, description="grid of point prompts, points a side")
@@ -79,7 +83,8 @@ def compare_namings(config: NamingsConfig, aligned: Mapping[str, str], unseen: C
     frozen = list(namings)
     namings |= {f"aligned: {name}": Segmenter.load(uri, changes=changes).method for name, uri in aligned.items()}
     folder = Location.of(config.annotations).uri.rpartition("/")[0]
-    dataset = open_panoptic(config.annotations, f"{folder}/images")
+    vocabulary = load_vocabulary(config.vocabulary) if config.vocabulary else None
+    dataset = open_panoptic(config.annotations, f"{folder}/images", vocabulary=vocabulary)
     items = dataset.items[: config.limit]
     samples = zip(dataset.panoptic(items), dataset.semantic(items), strict=True)
     totals = dict.fromkeys(namings, NamingScore.zero(len(dataset.vocabulary)))

@@ -17,7 +17,7 @@ from rich.table import Table
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import Config, load
-from uniovseg.data.shapes import CLASS_NAMES, HELD_OUT
+from uniovseg.data.shapes import UNSEEN
 from uniovseg.data.shapes_sets import ShapesConfig, write_shapes
 from uniovseg.methods.catalog import build_method
 from uniovseg.pictures import save_picture, tile
@@ -150,11 +150,13 @@ def _words(config: QuickstartConfig, begin: Callable[[str], None]) -> dict[str, 
     size = checkpoint.read_info(Path(stage1)).method["size"]
     fit(load(TrainJobConfig, config.align, [*paths, f"method.size={size}"]).model_copy(update={"tracking": tracking}))
     begin("open-vocabulary evaluation: the frozen CLIP's names and the adapter's")
-    held_out = {CLASS_NAMES[index] for index in HELD_OUT}
 
     def compare(proposer: str, limit: int) -> dict[str, Any]:
         annotations = f"{output}/shapes/evaluation/panoptic.json"
-        return compare_alignment(AlignmentConfig(baseline=proposer, aligned=f"{output}/stage2/model", annotations=annotations, limit=limit), held_out)
+        aligned = f"{output}/stage2/model"
+        return compare_alignment(
+            AlignmentConfig(baseline=proposer, aligned=aligned, annotations=annotations, vocabulary="shapes", limit=limit), UNSEEN
+        )
 
     return {
         "open_vocabulary": compare(stage1, config.evaluation),

@@ -16,7 +16,7 @@ from rich.console import Console
 from uniovseg import checkpoint, training
 from uniovseg.config import Config, load
 from uniovseg.data.entities import read_entities
-from uniovseg.data.shapes import CLASS_NAMES, HELD_OUT, SceneConfig
+from uniovseg.data.shapes import UNSEEN, SceneConfig
 from uniovseg.data.shapes_sets import ShapesConfig, write_shapes
 from uniovseg.errors import ConfigError, UniOVSegError
 from uniovseg.runtime.alignment import Namings, NamingsConfig, compare_namings
@@ -255,6 +255,7 @@ def _evaluation(config: ShapesWorldConfig, place: Location) -> NamingsConfig:
     return NamingsConfig(
         baseline=config.stage1,
         annotations=(place / "evaluation/panoptic.json").uri,
+        vocabulary="shapes",
         sizes=tuple(sizes),
         templates=config.templates,
         points_per_side=config.points_per_side,
@@ -267,4 +268,4 @@ def _evaluator() -> Callable[[tuple[NamingsConfig, Mapping[str, str]]], Namings]
 
 def _evaluate(evaluation: tuple[NamingsConfig, Mapping[str, str]]) -> Namings:
     config, aligned = evaluation
-    return compare_namings(config, aligned, {CLASS_NAMES[index] for index in HELD_OUT})
+    return compare_namings(config, aligned, UNSEEN)
