@@ -218,7 +218,7 @@ def card(config: PretrainConfig, commit: str, report: dict[str, float]) -> str:
         "# The CLIP of the shapes world\n\n"
         "A 2.0 M-parameter ConvNeXt image tower and a two-layer text tower of width 128 (embedding 128), trained on scenes of the shapes world with\n"
         "clean captions only (CLIP's loss, and a head that reads the caption's words from either embedding): no masks, and no caption names a\n"
-        "held-out class. Weights are float16. Licence: Apache-2.0.\n\n"
+        "held-out kind. Weights are float16. Licence: Apache-2.0.\n\n"
         f"- command: `python jobs/pretrain_clip.py --config jobs/configs/shapes_clip.yaml`, seed {config.seed}\n- commit: {commit}\n"
         f"- in-batch accuracy (image to text, 1,024 unseen scenes in batches of 128): {report['in_batch_accuracy_of_128']}\n"
         f"- {report['steps']:.0f} steps of {config.batch_size}, {report['seconds'] / 60:.0f} minutes on {config.threads} threads ({config.device})\n\n"
