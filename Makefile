@@ -47,7 +47,7 @@ test-slow: install ## the tests that are left out of the default ones
 	$(BIN)/python -m pytest -m slow
 
 cluster-test: install ## the jobs as a user submits them: a store, a tracking server and two Ray nodes on this machine
-	$(BIN)/python -m pytest -m e2e tests/e2e
+	$(BIN)/python -m pytest -m e2e
 
 fault-test: install ## a training goes on while workers, the head, the store, the tracking server and the disk fail (KILLS=n)
 	UNIOVSEG_KILLS=$(KILLS) $(BIN)/python -m pytest -m fault

@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.cluster import Cluster, running_cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """An object store, an MLflow server and two Ray nodes."""
     with running_cluster(tmp_path_factory.mktemp("cluster")) as running:

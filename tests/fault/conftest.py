@@ -48,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{line.fault:{width}}  {line.tries:5}  {line.survived:8}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A store, a tracking server and a Ray head; this process looks into the store past the proxy."""
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
@@ -65,7 +65,7 @@ def cleared_up(deployment: Deployment) -> Iterator[None]:
     deployment.clear_up()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def training(deployment: Deployment) -> Training:
     """A training on a small set in the store."""
     shards = Location.of(deployment.bucket) / "shards"
@@ -75,7 +75,7 @@ def training(deployment: Deployment) -> Training:
     return Training(deployment, shards.uri)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def undisturbed(training: Training) -> Outcome:
     """What the training gives when nothing happens to it."""
     training.start("undisturbed").succeed()

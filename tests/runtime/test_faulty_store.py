@@ -78,7 +78,9 @@ def objects(folder: Location) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("here", "store_bucket")
 @pytest.mark.parametrize(
-    "weather", [Weather(share=0.05), pytest.param(Weather(share=0.3, delay=0.1), marks=pytest.mark.slow)], ids=["five", "thirty"]
+    "weather",
+    [pytest.param(Weather(share=0.05), marks=pytest.mark.fault), pytest.param(Weather(share=0.3, delay=0.1), marks=pytest.mark.slow)],
+    ids=["five", "thirty"],
 )
 def test_what_comes_out_is_what_a_good_network_gives(
     weather: Weather, object_store: ObjectStore, fault_proxy: FaultProxy, tmp_path: Path, request: pytest.FixtureRequest

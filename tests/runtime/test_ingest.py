@@ -98,6 +98,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.cluster
+@pytest.mark.fault
 def test_200_damaged_of_1000_also_when_killed_half_way(job: Job, tmp_path: Path) -> None:
     reasons = write_damaged_tar(tmp_path / "sa_000000.tar", 1000, 200)
     assert set(reasons.values()) - {None} == {reason for reason, _ in DAMAGES.values()}

@@ -31,6 +31,7 @@ def tries(fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> list[int]
     return found
 
 
+@pytest.mark.fault
 def test_every_call_waits_for_the_store(store_bucket: str, fault_proxy: FaultProxy, tries: list[int]) -> None:
     filesystem, path = pickle.loads(pickle.dumps(ray_filesystem(Location.of(store_bucket) / "run")))  # noqa: S301 - as Ray sends it
     assert path == f"{store_bucket.removeprefix('s3://')}/run"

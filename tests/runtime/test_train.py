@@ -83,6 +83,7 @@ def tracked(job: TrainJobConfig, report: dict[str, object]) -> tuple[MlflowClien
 
 
 @pytest.mark.cluster
+@pytest.mark.e2e
 def test_a_run_leaves_its_report_checkpoints_and_curve(job: TrainJobConfig, whole: dict[str, object]) -> None:
     output = Path(job.output)
     assert (whole["steps"], whole["checkpoint"]) == (STEPS, f"{output}/model")
@@ -99,6 +100,7 @@ def test_a_run_leaves_its_report_checkpoints_and_curve(job: TrainJobConfig, whol
 
 
 @pytest.mark.cluster
+@pytest.mark.e2e
 def test_mlflow_holds_one_finished_run(job: TrainJobConfig, whole: dict[str, object]) -> None:
     client, run_id = tracked(job, whole)
     run = client.get_run(run_id)
@@ -113,6 +115,7 @@ def test_mlflow_holds_one_finished_run(job: TrainJobConfig, whole: dict[str, obj
 
 
 @pytest.mark.cluster
+@pytest.mark.e2e
 def test_a_finished_run_submitted_again_ends_at_once_from_another_folder_with_other_workers(
     job: TrainJobConfig, whole: dict[str, object], folder: Path, shapes_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +130,7 @@ def test_a_finished_run_submitted_again_ends_at_once_from_another_folder_with_ot
 
 
 @pytest.mark.cluster
+@pytest.mark.e2e
 def test_another_configuration_in_the_same_folder_is_refused_at_once(job: TrainJobConfig, whole: dict[str, object]) -> None:
     with pytest.raises(CheckpointError, match="seen: optim;"):
         fit(job.model_copy(update={"optim": OptimConfig(lr=2e-3), "workers": 1, "tracking": TrackingConfig()}))
@@ -165,6 +169,7 @@ class Killer(threading.Thread):
 
 
 @pytest.mark.cluster
+@pytest.mark.e2e
 def test_a_run_whose_worker_is_killed_goes_on_to_the_same_losses(job: TrainJobConfig, whole: dict[str, object], folder: Path) -> None:
     killer = Killer(folder / "killed")
     killer.start()
@@ -204,7 +209,7 @@ def driver(job: TrainJobConfig, folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.cluster
-@pytest.mark.fault
+@pytest.mark.e2e
 def test_a_run_stopped_by_a_signal_goes_on_from_its_last_step_with_another_number_of_workers(
     job: TrainJobConfig, whole: dict[str, object], folder: Path
 ) -> None:
