@@ -31,6 +31,7 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several test processes one runs all tests that need a Ray cluster: there is one, and its CPU slots are not shared."""
     for item in items:

@@ -44,7 +44,7 @@ def test_the_declaration_is_one_that_serve_and_we_understand() -> None:
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    return draw_scene(SceneConfig(size=128, min_objects=2, max_objects=3, min_extent=0.25), scene_rng(7, 1, 1), held_out=False)
+    return draw_scene(SceneConfig(size=128, min_objects=2, max_objects=3, min_extent=0.25), scene_rng(7, 1, 9), held_out=False)
 
 
 def deploy(port: int, name: str) -> None:
