@@ -135,7 +135,8 @@ def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
 def _words(config: QuickstartConfig, begin: Callable[[str], None]) -> dict[str, Any]:
     """Stage 2 and its evaluation; the report's ``open_vocabulary`` and what led to it.
 
-    Stage 1 has had few minutes: ``open_vocabulary_packaged_masks`` are the same namings of the packaged model's masks. Masks are named on half of the scenes, the packaged model's on a quarter.
+    Stage 1 has had few minutes: ``open_vocabulary_packaged_masks`` are the same namings of the packaged model's masks. Masks are named on half of the
+    scenes, the packaged model's on a quarter.
     """
     stage1, output = f"{config.output}/stage1/model", config.output
     tracking = config.tracking
