@@ -40,8 +40,8 @@ load-test: install ## the service under load while replicas are killed and the m
 # A second OpenMP thread spins while it waits: beside other work it makes small tensors ten times slower.
 test test-slow cluster-test fault-test: export OMP_NUM_THREADS := 1
 
-test: install ## the default tests, in two processes: one has those that need a Ray cluster
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+test: install ## the default tests, in two processes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: install ## the tests that are left out of the default ones
 	$(BIN)/python -m pytest -m slow
