@@ -9,15 +9,13 @@ from pydantic import Field
 from rich.progress import track
 
 from uniovseg.config import Config
-from uniovseg.data.benchmarks import open_panoptic
-from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.evaluation.naming import NamingScore, evaluate_namings
 from uniovseg.methods.promptable import RegionConfig
 from uniovseg.metrics import figure
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.records import Vocabulary
+from uniovseg.runtime.evaluate_words import SourceConfig, open_source
 from uniovseg.segmenter import Segmenter
-from uniovseg.storage import Location
 
 
 class NamingsConfig(Config):
@@ -82,13 +80,10 @@ def compare_namings(config: NamingsConfig, aligned: Mapping[str, str], unseen: C
     }
     frozen = list(namings)
     namings |= {f"aligned: {name}": Segmenter.load(uri, changes=changes).method for name, uri in aligned.items()}
-    folder = Location.of(config.annotations).uri.rpartition("/")[0]
-    vocabulary = load_vocabulary(config.vocabulary) if config.vocabulary else None
-    dataset = open_panoptic(config.annotations, f"{folder}/images", vocabulary=vocabulary)
-    items = dataset.items[: config.limit]
-    samples = zip(dataset.panoptic(items), dataset.semantic(items), strict=True)
+    dataset = open_source(SourceConfig(annotations=config.annotations, vocabulary=config.vocabulary, limit=config.limit))
+    samples = zip(dataset.panoptic(), dataset.semantic(), strict=True)
     totals = dict.fromkeys(namings, NamingScore.zero(len(dataset.vocabulary)))
-    for scores in track(evaluate_namings(namings, samples, dataset.vocabulary, config.segmentation), "naming masks", total=len(items)):
+    for scores in track(evaluate_namings(namings, samples, dataset.vocabulary, config.segmentation), "naming masks", total=len(dataset.items)):
         totals = {name: totals[name] + score for name, score in scores.items()}
     best = max(frozen, key=lambda name: totals[name].semantic.miou())
     return Namings(

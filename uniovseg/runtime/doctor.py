@@ -49,9 +49,6 @@ FULLEST = 0.95
 ANSWER_SECONDS = 120
 """How long a node may take to start a process and look around."""
 
-REGISTERED = registry.MODELS
-"""How the URI of a model in MLflow's registry begins."""
-
 FILE_STORES = ("sqlite:", "file:")
 """How the URI of an MLflow store begins that is a file or folder; one without a scheme is a folder too."""
 
@@ -168,7 +165,7 @@ def cluster_checks(config: "TrainJobConfig", nodes: Sequence[Node]) -> list[Chec
 def _uris(config: "TrainJobConfig") -> dict[str, str]:
     """The URIs that a run reads and writes, by key."""
     uris = {"output": config.output, "data.train": config.data.train, "validation.shards": config.validation.shards, "init": config.init}
-    return {key: uri for key, uri in uris.items() if uri is not None and uri not in checkpoint.SHIPPED and not uri.startswith(REGISTERED)}
+    return {key: uri for key, uri in uris.items() if uri is not None and uri not in checkpoint.SHIPPED and not uri.startswith(checkpoint.REGISTERED)}
 
 
 def s3_credentials() -> str | None:
@@ -254,7 +251,7 @@ def check_init(config: "TrainJobConfig") -> str:
         return "random"
     if init in checkpoint.SHIPPED:
         return f"{init}, packaged"
-    if init.startswith(REGISTERED):
+    if init.startswith(checkpoint.REGISTERED):
         registry.find(init, config.tracking.resolve())
         return f"{init}, registered"
     manifest = Location.of(init) / checkpoint.MANIFEST

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MODELS = checkpoint.REGISTERED
-
 FOLDER, DATA = "model", "checkpoint"
 """Folder of the model among the run's artifacts, and of the checkpoint in it."""
 
@@ -63,7 +61,7 @@ def find(uri: str, tracking_uri: str | None) -> Registered:
     """
     from mlflow.exceptions import MlflowException
 
-    name, at, alias = uri.removeprefix(MODELS).partition("@")
+    name, at, alias = uri.removeprefix(checkpoint.REGISTERED).partition("@")
     name, _, version = name.partition("/")
     if not name or bool(alias) == bool(version) or (at and not alias):
         raise CheckpointError("not the URI of a registered model", seen=uri, allowed="models:/name/version or models:/name@alias")
@@ -72,7 +70,7 @@ def find(uri: str, tracking_uri: str | None) -> Registered:
     client = connect(tracking_uri)
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
-        return Registered(f"{MODELS}{name}/{found.version}", client.get_model_version_download_uri(name, found.version))
+        return Registered(f"{checkpoint.REGISTERED}{name}/{found.version}", client.get_model_version_download_uri(name, found.version))
     except MlflowException as error:
         if error.get_http_status_code() not in (400, 404):
             raise _away(tracking_uri, error) from error
@@ -145,7 +143,7 @@ def load_segmenter(
     """
     from uniovseg.segmenter import Segmenter
 
-    if not str(uri).startswith(MODELS):
+    if not str(uri).startswith(checkpoint.REGISTERED):
         return Segmenter.load(uri, device, changes)
     with opened(str(uri), (tracking or TrackingConfig()).resolve()) as folder:
         return Segmenter.load(folder, device, changes)
@@ -162,7 +160,7 @@ def with_files(config: ConfigT) -> ConfigT:
     changes = {}
     for key in KEYS:
         uri = getattr(config, key, None)
-        if isinstance(uri, str) and uri.startswith(MODELS):
+        if isinstance(uri, str) and uri.startswith(checkpoint.REGISTERED):
             changes[key] = _files(uri, getattr(config, "tracking").resolve(), Location.of(getattr(config, "output")))  # noqa: B009
     return config.model_copy(update=changes) if changes else config
 
@@ -172,7 +170,7 @@ def _files(uri: str, tracking_uri: str | None, output: Location) -> str:
     near = local_source(found.source)
     if near is not None:
         return f"{near}/{DATA}"
-    target = output / "registered" / found.uri.removeprefix(MODELS).replace("/", "-")
+    target = output / "registered" / found.uri.removeprefix(checkpoint.REGISTERED).replace("/", "-")
     if not storage.exists(target / checkpoint.MANIFEST):
         with opened(found.uri, tracking_uri) as folder:
             storage.upload_folder(folder, target, checkpoint.MANIFEST)
@@ -248,7 +246,7 @@ def _register(client: "MlflowClient", run: Run, folder: Path, name: str, tags: d
             raise
     source = f"{client.get_run(run.run_id).info.artifact_uri}/{FOLDER}"
     version: ModelVersion = client.create_model_version(name, source, run_id=run.run_id, tags=tags)
-    return f"{MODELS}{name}/{version.version}"
+    return f"{checkpoint.REGISTERED}{name}/{version.version}"
 
 
 class _Pyfunc:

@@ -158,7 +158,7 @@ def with_absolute_paths(config: TrainJobConfig) -> TrainJobConfig:
     if weights is not None and Path(weights).is_file():
         method = method.model_copy(update={"clip": method.clip.model_copy(update={"weights": Location.of(weights).uri})})
     init = config.init
-    if init is not None and init not in checkpoint.SHIPPED and not init.startswith(doctor.REGISTERED):
+    if init is not None and init not in checkpoint.SHIPPED and not init.startswith(checkpoint.REGISTERED):
         init = Location.of(init).uri
     paths = {"output": Location.of(config.output).uri, "init": init, "data": data, "validation": validation, "method": method}
     return config.model_copy(update=paths)
