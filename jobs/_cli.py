@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +23,19 @@ def key_help(config_type: type[Any]) -> str:
     )
 
 
+def config_file(name: str | None) -> str | None:
+    """A configuration file by its path, or by its name among the shipped ones."""
+    if name is None or Path(name).exists():
+        return name
+    shipped = Path(__file__).parent / "configs" / name
+    return str(shipped) if shipped.is_file() else name
+
+
+def _end(*_: object) -> None:
+    """End as an interrupted program does, so that open runs are closed and temporary files go."""
+    sys.exit(128 + signal.SIGTERM)
+
+
 def run(config_type: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run `main` with the configuration, write its report and the configuration; returns the exit code.
 
@@ -28,12 +43,13 @@ def run(config_type: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], a
     """
     module = sys.modules[main.__module__]
     parser = argparse.ArgumentParser(description=module.__doc__, epilog=key_help(config_type), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="YAML file")
+    parser.add_argument("--config", help="YAML file, by its path or by its name in jobs/configs")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of single keys, for example optim.lr=3e-4")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    signal.signal(signal.SIGTERM, _end)
     try:
-        config = load(config_type, arguments.config, arguments.overrides)
+        config = load(config_type, config_file(arguments.config), arguments.overrides)
         if arguments.dry_run:
             sys.stdout.write(to_yaml(config))
             return 0

@@ -12,6 +12,7 @@ from uniovseg.metrics import PanopticScore, SemanticScore
 
 
 def saved_panoptic(argv: Sequence[str]) -> dict[str, Any]:
+    """Panoptic quality by these command-line arguments."""
     parser = argparse.ArgumentParser(
         prog="evaluate.py score-panoptic", description="Panoptic quality of saved predictions (the rules of panopticapi)."
     )
@@ -26,6 +27,7 @@ def saved_panoptic(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def saved_semantic(argv: Sequence[str]) -> dict[str, Any]:
+    """Mean IoU by these command-line arguments."""
     parser = argparse.ArgumentParser(
         prog="evaluate.py score-semantic", description="Mean IoU of saved label maps, over the classes of the ground truth."
     )

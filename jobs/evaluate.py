@@ -20,6 +20,8 @@ from jobs import _cli, _score
 
 
 def with_model(task: str) -> Callable[[Sequence[str]], int]:
+    """The command line of a task that runs a model."""
+
     def run(argv: Sequence[str]) -> int:
         from jobs import _model_evaluation  # here, because Ray and the models take seconds that the score commands need not spend
 
@@ -37,6 +39,7 @@ TASKS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the evaluation that the first argument names; the exit code."""
     if argv and argv[0] in ("-h", "--help"):
         sys.stdout.write(f"{__doc__}\n")
         return 0

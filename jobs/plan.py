@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import yaml
 from rich.console import Console
 
+from jobs import _cli
 from uniovseg.config import load
 from uniovseg.errors import ConfigError, UniOVSegError
 from uniovseg.runtime.costs import Costs, read_figures
@@ -22,7 +23,7 @@ from uniovseg.runtime.train import TrainJobConfig
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     root = argparse.ArgumentParser(description=__doc__)
-    root.add_argument("--config", required=True, help="YAML file of jobs/train.py or jobs/refine.py")
+    root.add_argument("--config", required=True, type=_cli.config_file, help="YAML file of jobs/train.py or jobs/refine.py")
     root.add_argument("--gpus", type=int, nargs="+", default=[56], help="GPUs of the cluster; several: a column each")
     root.add_argument("--gpu", default="h200", help="kind of GPU that the costs have figures of, such as v100 or h200")
     root.add_argument("--costs", type=Path, help="a file of figures instead of the packaged uniovseg/runtime/costs.csv")

@@ -13,6 +13,7 @@ from uniovseg.errors import UniOVSegError
 
 
 def main(argv: Sequence[str]) -> int:
+    """Prepare a set; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", choices=PREPARATIONS, help="which")
     parser.add_argument(

@@ -31,7 +31,11 @@ RELEASE_CLIP = ClipConfig(name="convnext_large_d_320", weights="laion2b_s29b_b13
 
 def segment(arguments: argparse.Namespace) -> None:
     """Segment an image by words, by points or boxes (named, where there are words too), or everything; write a picture, the masks, and a map if any."""
-    prompted = bool(arguments.point or arguments.box)
+    prompted = bool(arguments.point or arguments.not_point or arguments.box)
+    if arguments.box and (arguments.point or arguments.not_point):
+        raise ConfigError("--box does not go with points", seen="both", allowed="boxes, or points", fix="run it once for each")
+    if arguments.not_point and not arguments.point:
+        raise ConfigError("--not-point says what a mask leaves out", seen="no --point", fix="add --point X,Y inside of it")
     if arguments.task and (prompted or not arguments.words):
         raise ConfigError("--task is for a whole image by words", seen="points or boxes" if prompted else "no words", fix='try --words "cat, grass"')
     segmenter = Segmenter.load(arguments.checkpoint, arguments.device)

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from jobs import _cli
 from uniovseg.config import Config, fields
 from uniovseg.errors import ConfigError, DataError
 from uniovseg.runtime.ingest import IngestConfig
+from uniovseg.runtime.train import TrainJobConfig
 
 
 class Inner(Config):
@@ -26,8 +29,17 @@ def report(config: Outer) -> dict[str, Any]:
     return {"steps": config.steps, "lr": config.optim.lr}
 
 
+def untouched(config: Any) -> dict[str, Any]:
+    raise AssertionError(config)
+
+
 def refuse(config: Outer) -> dict[str, Any]:
     raise DataError("the shard is broken", seen=config.steps)
+
+
+def end_from_outside(config: Outer) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return {}
 
 
 def misconfigured(config: Outer) -> dict[str, Any]:
@@ -46,6 +58,12 @@ def test_dry_run_prints_the_configuration_and_does_nothing(tmp_path: Path, capsy
     assert _cli.run(Outer, refuse, ["--dry-run", f"output={tmp_path}/new", "steps=7"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == {"output": f"{tmp_path}/new", "steps": 7, "optim": {"lr": 0.1}}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shipped_configuration_is_found_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _cli.run(TrainJobConfig, untouched, ["--config", "stage1_sa1b.yaml", "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["steps"] == 110_000
+    assert _cli.config_file("tests/none.yaml") == "tests/none.yaml"
 
 
 def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,3 +99,13 @@ def test_a_job_that_fails_says_why_in_one_line(tmp_path: Path, capsys: pytest.Ca
     assert _cli.run(Outer, misconfigured, [f"output={tmp_path}"]) == 2
     assert capsys.readouterr().err == "error: the shard is broken; seen: 3\nerror: does not go together; seen: 3\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_ends_a_job_as_an_interruption_does(tmp_path: Path) -> None:
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            _cli.run(Outer, end_from_outside, [f"output={tmp_path}/new"])
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert ended.value.code == 143 and not (tmp_path / "new").exists()
