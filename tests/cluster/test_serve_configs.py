@@ -9,7 +9,9 @@ import yaml
 from pydantic import BaseModel
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
+from serve.settings import ServiceConfig
 from tests.cluster.files import ROOT, SERVICES, cluster_spec, load, serve_config
+from uniovseg.checkpoint import SHIPPED
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -87,3 +89,14 @@ def test_one_node_has_the_gpus_for_both() -> None:
     gpus = int(workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
     assert workers["minReplicas"] == 1
     assert gpus == sum(model["engine_kwargs"]["tensor_parallel_size"] * model["deployment_config"]["num_replicas"] for model in language_models())
+
+
+def test_the_segmenter_takes_its_arguments_and_a_replica_the_gpu_of_its_node() -> None:
+    """Without arguments it would serve the packaged toy model on the CPU."""
+    arguments = serve_config("kuberay-service.yaml")["applications"][0]["args"]
+    config = ServiceConfig.model_validate(arguments)
+    group = next(group for group in cluster_spec(load("kuberay-service.yaml"))["workerGroupSpecs"] if group["groupName"] == "gpu")
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert config.checkpoint not in SHIPPED
+    assert (config.replica.device, config.gpus) == ("cuda", float(limits["nvidia.com/gpu"]))
+    assert config.max_replicas == group["maxReplicas"]
