@@ -6,9 +6,9 @@ them in touching groups, later ones hiding earlier ones, many with a shaded part
 synonyms (``striped red shape``: circle, triangle, ...), and the grounds as stuff. One kind in eight is *held out*: no training caption names it, and
 the scenes that captions are written for do not contain it; the evaluation set does.
 
-Why shape is no part of a kind: the region embeddings of a CLIP that two CPU cores train in an hour do not hold it. With true masks and labels for
-supervision the same trunk names 96 % of colours, 65 % of patterns and 20 % of shapes (12 % by chance) after 350 steps of 8 scenes. Shapes are what
-masks are learned from.
+Why shape is no part of a kind: a CLIP that two CPU cores train in half an hour hardly holds it. A linear probe of its embeddings of single shapes reads
+75 % of patterns (25 % by chance) and 28 % of shapes (12 % by chance), where colours are named right without any probe (98 %). Shapes are what masks are
+learned from.
 
 The same scenes give three sets, from different random streams, so that text and masks are unpaired:
 image-mask pairs without labels (objects, parts, groups, grounds), image-text pairs, and labelled panoptic scenes for evaluation.
@@ -225,17 +225,24 @@ def _place(config: SceneConfig, rng: np.random.Generator, classes: NDArray[np.in
     return placed
 
 
-def _pattern(name: str, u: NDArray[np.floating], v: NDArray[np.floating]) -> Mask | None:
-    """Where the pattern's darker tone is, in coordinates of one period; None for a plain shape."""
-    dark: Mask | None = None
+DARK, WHITE = 0.3, 250.0
+"""The tones of patterns beside the shape's own colour: that colour times `DARK`, and a white of `WHITE` in every channel."""
+
+
+def _paint_pattern(name: str, u: NDArray[np.floating], v: NDArray[np.floating], paint: NDArray[np.float32]) -> None:
+    """Draw a pattern over `paint` [H, W, 3]; ``u`` and ``v`` [H, W] count its periods.
+
+    Stripes are dark, dots are white, and checks are both, so that patterns differ in their tones even where a shape is too small for their forms.
+    """
     match name:
         case "striped":
-            dark = np.floor(u * 2).astype(np.int32) % 2 == 0
+            paint[u - np.floor(u) < 0.5] *= DARK
         case "dotted":
-            dark = (u - np.floor(u) - 0.5) ** 2 + (v - np.floor(v) - 0.5) ** 2 < 0.085
+            paint[(u - np.floor(u) - 0.5) ** 2 + (v - np.floor(v) - 0.5) ** 2 < 0.085] = WHITE
         case "checkered":
-            dark = (np.floor(u * 1.6).astype(np.int32) + np.floor(v * 1.6).astype(np.int32)) % 2 == 0
-    return dark
+            column, row = (np.floor(axis * 1.6).astype(np.int32) % 2 == 0 for axis in (u, v))
+            paint[column & row] *= DARK
+            paint[~column & ~row] = WHITE
 
 
 def _paint(canvas: NDArray[np.float32], item: _Placed, with_part: bool, rng: np.random.Generator) -> tuple[Mask, Mask | None]:
@@ -256,9 +263,7 @@ def _paint(canvas: NDArray[np.float32], item: _Placed, with_part: bool, rng: np.
     period = max(5.0, 0.55 * item.radius)
     tone = np.asarray(COLOURS[colour], np.float32) * rng.uniform(0.9, 1.06)
     paint = np.broadcast_to(tone, (h, w, 3)).copy()
-    dark = _pattern(pattern, along / period, across / period)
-    if dark is not None:
-        paint[dark] *= 0.38
+    _paint_pattern(pattern, along / period, across / period, paint)
     part: Mask | None = None
     if with_part:
         part = np.zeros_like(mask)

@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +10,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from joblib import Parallel, delayed
 from pydantic import Field
 from rich.progress import Progress
 
@@ -45,11 +44,15 @@ def _draw(make: Callable[[int], ItemT], indices: range) -> list[ItemT]:
 
 
 def _drawn(config: ShapesConfig, what: str, count: int, make: Callable[[int], ItemT]) -> Iterator[ItemT]:
-    """The items of a set in order, drawn by several processes ahead of the writer."""
+    """The items of a set in order, drawn by several processes ahead of the writer.
+
+    The processes are joblib's: they serve the next set too, and do not import the program that runs here, as the standard library's would.
+    """
     chunks = [range(start, min(start + 64, count)) for start in range(0, count, 64)]
-    with ProcessPoolExecutor(config.processes, mp_context=get_context("forkserver")) as pool, Progress() as progress:
+    processes = Parallel(n_jobs=config.processes, return_as="generator")
+    with Progress() as progress:
         task = progress.add_task(f"drawing {what}", total=count)
-        for items in pool.map(partial(_draw, make), chunks):
+        for items in processes(delayed(_draw)(make, chunk) for chunk in chunks):
             yield from items
             progress.advance(task, len(items))
 
