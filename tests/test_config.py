@@ -38,7 +38,7 @@ from uniovseg.runtime.refine import RefineConfig
 from uniovseg.runtime.reproduce.job import ReproduceConfig
 from uniovseg.runtime.sweep.config import SweepConfig
 from uniovseg.runtime.train import TrainJobConfig
-from uniovseg.training import train
+from uniovseg.training import RAY_KEYS, TrainConfig, train
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 TYPES: dict[str, type[Config]] = {
@@ -197,7 +197,9 @@ ALL_TYPES = [
 
 def test_a_key_of_another_method_is_not_offered() -> None:
     values = {"output": "x", "data": {"train": "x"}, "method": {"name": "mask_text_alignment", "max_boxs": 3}}
-    with pytest.raises(ConfigError, match=r"unknown key 'method\.max_boxs'; seen: 3; allowed here: adapter, clip, generator, name,") as caught:
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'method\.max_boxs'; seen: 3; allowed here: adapter, clip, feature_memory_mib, generator,"
+    ) as caught:
         validate(TrainJobConfig, values)
     assert "max_boxes" not in str(caught.value).partition("did you mean")[0]
     values["method"] = {"name": "mask_text_alignment", "adapter": {"rank": 0}}
@@ -315,3 +317,8 @@ def test_full_size_files_build_and_take_a_step(
     moved = {name for name, value in method.state().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[1] for name in moved} == {"pixel_decoder", "prompt_encoder", "mask_decoder"}
     assert len({name.split(".")[3] for name in moved if name.startswith("generator.mask_decoder.layers.")}) == layers
+
+
+def test_the_keys_that_only_ray_reads_are_named_once_more_in_full() -> None:
+    """`uniovseg.training` knows no Ray; a key that it does not name would make it refuse a job's file."""
+    assert TrainJobConfig.model_fields.keys() - TrainConfig.model_fields.keys() == RAY_KEYS

@@ -23,7 +23,7 @@ from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.methods.mask_text_alignment import MaskTextAlignment, MaskTextAlignmentConfig
 from uniovseg.models import release
 from uniovseg.models.clip import CHECKPOINT, ClipConfig, load_clip
-from uniovseg.models.text_classifier import TEMPLATES, build_text_classifier
+from uniovseg.models.text_classifier import build_text_classifier, template_set
 from uniovseg.segmenter import Segmenter
 from uniovseg.segments import Segment, masks_of
 from uniovseg.training import TrainConfig, initial_method
@@ -80,7 +80,7 @@ CALLS: dict[str, Callable[..., list[Segment]]] = {
 def expected_scores(image: NDArray[np.uint8], segments: list[Segment]) -> torch.Tensor:
     """Class probabilities by the CLIP that the release was made with, step by step."""
     clip, masks = load_clip(ClipConfig()), masks_of(segments, (50, 90))
-    classifier = build_text_classifier(clip, load_vocabulary(WORDS), TEMPLATES["simple"])
+    classifier = build_text_classifier(clip, load_vocabulary(WORDS), template_set("simple"))
     scores = []
     with torch.no_grad():
         for size in SMALL["regions"]["sizes"]:  # type: ignore[index]

@@ -21,7 +21,7 @@ from uniovseg.methods.mask_text_alignment import MaskTextAlignment, MaskTextAlig
 from uniovseg.methods.promptable import RegionConfig
 from uniovseg.models.feature_adapter import LowRank
 from uniovseg.models.phrases import PhraseEmbeddings
-from uniovseg.models.text_classifier import TEMPLATES
+from uniovseg.models.text_classifier import template_set
 from uniovseg.online_matching import OnlineMatcher, OnlineMatchingConfig, adapted_share
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.pairing import PairingConfig, pair_image
@@ -75,7 +75,7 @@ def paired(method: MaskTextAlignment, records: list[ImageEntities], share: float
     """What the job of matching stores: the matching's regions are the method's own setting, not a copy's."""
     config = method.config
     method.config = config.model_copy(update={"regions": REGIONS})
-    phrases = PhraseEmbeddings(method.clip, TEMPLATES["simple"])
+    phrases = PhraseEmbeddings(method.clip, template_set("simple"))
     try:
         return [pair_image(PAIRING, method.eval(), phrases, record, decode_image(record.image), share) for record in records]
     finally:

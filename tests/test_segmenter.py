@@ -20,7 +20,7 @@ from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import CheckpointError, ConfigError, DataError
 from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig
 from uniovseg.methods.promptable import RegionConfig
-from uniovseg.models.clip import CHECKPOINT
+from uniovseg.models.clip import CHECKPOINT, ClipConfig, weights_digest
 from uniovseg.models.mask_generator import build_mask_generator
 from uniovseg.open_vocabulary import SegmentationConfig, instances, panoptic_map, semantic_map
 from uniovseg.postprocess import ProposalConfig
@@ -97,6 +97,22 @@ def test_labels_make_points_one_prompt(segmenter: Segmenter, image: NDArray[np.u
     assert same == inside
     (alone,) = segmenter.points(embedded, (10, 20), [1])
     check(alone, (50, 90))
+
+
+def test_a_set_of_points_gets_the_mask_with_most_points_on_the_right_side(tiny_method: MaskGeneration, image: NDArray[np.uint8]) -> None:
+    embedded = tiny_method.embed(image)
+    points, rng = np.array([(10, 20), (40, 30), (80, 10), (60, 44), (25, 5)], np.float32), np.random.default_rng(0)
+    cells = (embedded.view.to_view(torch.from_numpy(points)) / 4).long().tolist()
+    for _ in range(8):
+        labels = rng.permutation([1, 1, 0, 0, 0])
+        agreements = []
+        for point in points[labels == 1]:
+            decoded = tiny_method.embed_points(embedded, torch.from_numpy(point)[None]).flat()
+            masks = tiny_method.mask_logits(embedded, decoded) > 0
+            agreements += [sum(bool(mask[y, x]) == bool(label) for (x, y), label in zip(cells, labels, strict=True)) for mask in masks]
+        best = tiny_method.best_of_point_set(embedded, torch.from_numpy(points), torch.from_numpy(labels))
+        (mask,) = tiny_method.mask_logits(embedded, best) > 0
+        assert sum(bool(mask[y, x]) == bool(label) for (x, y), label in zip(cells, labels, strict=True)) == max(agreements)
 
 
 def test_boxes_give_one_mask_each(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
@@ -223,6 +239,7 @@ def test_an_image_embedded_once_is_the_same_as_given_each_time(segmenter: Segmen
         ([(float("nan"), 1)], None, "points lies outside the image"),
         ([(1, 2)], [1, 0], "labels do not fit the points"),
         ([(1, 2)], [2], "labels do not fit the points"),
+        ([(1, 2)], [0], "labels name no point inside"),
         ([(1, 2)], [0.5], "labels do not fit the points"),
         ([(1, 2)], ["in"], "labels cannot be read as an array of numbers"),
     ],
@@ -321,3 +338,14 @@ def test_the_packaged_model_segments_the_shapes_world() -> None:
     assert len(by_box) > 10
     assert np.mean(by_box) > np.mean(fill) + 0.05
     assert np.mean(by_everything) > 0.4
+
+
+def test_a_checkpoint_over_another_clip_is_refused(tiny_method: MaskGeneration, tmp_path: Path) -> None:
+    digest = weights_digest(tiny_method.config.clip)
+    assert digest is not None and digest != weights_digest(ClipConfig())
+    info = CheckpointInfo(step=0, method=tiny_method.config.model_dump(mode="json"), clip_digest=digest)
+    checkpoint.save(tmp_path, info, tiny_method.state())
+    Segmenter.load(tmp_path)
+    with pytest.raises(CheckpointError, match=f"trained over another CLIP.*{digest[:12]}"):
+        Segmenter.load(tmp_path, changes={"clip": {"weights": None}})
+    assert weights_digest(ClipConfig(name="convnext_large_d_320", weights="laion2b_s29b_b131k_ft_soup")) is None

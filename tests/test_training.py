@@ -125,6 +125,13 @@ def weights(method: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in method.state_dict().items()}
 
 
+def test_checkpoints_are_ranked_by_a_validation_of_their_own(tiny_config: MaskGenerationConfig) -> None:
+    values = {"output": "o", "method": tiny_config, "data": {"train": "shards"}, "validation": {"every": 100}, "checkpoint_every": 50}
+    TrainConfig.model_validate(values)
+    with pytest.raises(ValueError, match=r"checkpoint_every \(50\) must be a multiple of validation.every \(100\)"):
+        TrainConfig.model_validate(values | {"keep_metric": "val_box_iou"})
+
+
 def test_the_loop_learns_and_keeps_the_newest_checkpoints(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
     method = Brightness()
     before = weights(method)
@@ -183,11 +190,11 @@ class JobConfig(TrainConfig):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"optim": {"lr": 0.01}}, "seen: optim;"),
+        ({"optim": {"lr": 0.01}}, "seen: optim.lr"),
         ({"seed": 2}, "seen: seed;"),
-        ({"steps": 9, "batch_size": 8}, "seen: steps, batch_size;"),
+        ({"steps": 9, "batch_size": 8}, "seen: batch_size, steps;"),
         ({"data": {"train": "others"}}, "seen: data.train;"),
-        ({"data": {"train": "shards", "view": {"size": 64}}}, "seen: data.view;"),
+        ({"data": {"train": "shards", "view": {"size": 64}}}, "seen: data.view.size;"),
     ],
 )
 def test_a_changed_configuration_is_refused(tmp_path: Path, tiny_config: MaskGenerationConfig, changes: dict[str, Any], named: str) -> None:
@@ -197,11 +204,11 @@ def test_a_changed_configuration_is_refused(tmp_path: Path, tiny_config: MaskGen
     assert named in str(raised.value)
 
 
-def test_a_checkpoint_from_before_a_key_of_the_data_is_resumed_with_its_default(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
+def test_a_checkpoint_from_before_a_key_is_resumed_with_its_default(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
     run_in(tmp_path, configured(tiny_config), Brightness(), stop=4)
     file = tmp_path / "step_0000003" / checkpoint.MANIFEST
     written = json.loads(file.read_text())
-    del written["config"]["data"]["match"], written["config"]["data"]["online"]
+    del written["config"]["data"]["match"], written["config"]["data"]["online"], written["config"]["method"]["regions"]
     file.write_text(json.dumps(written))
     online = configured(tiny_config, data={"train": "shards", "match": "online"})
     with pytest.raises(CheckpointError, match=r"seen: data\.match;"):

@@ -171,6 +171,8 @@ class PromptRequest(NamingRequest):
             raise ValueError("points or boxes are required")
         if self.labels is not None and len(self.labels) != len(self.points):
             raise ValueError(f"labels: one for each point; seen {len(self.labels)}, allowed {len(self.points)}")
+        if self.labels is not None and self.points and 1 not in self.labels:
+            raise ValueError("labels: no point is inside; seen only 0, allowed at least one 1")
         if any(width <= 0 or height <= 0 for _, _, width, height in self.boxes):
             raise ValueError("boxes: width and height above 0")
         return self

@@ -47,6 +47,9 @@ class CheckpointInfo(Config):
     metrics: dict[str, float] = Field({}, description="of the newest validation, at this step or before it")
     workers: int = Field(1, ge=1, description="processes that trained together when it was written")
     source: str = Field("training", description="where the weights come from")
+    clip_digest: str | None = Field(
+        None, description="sha256 of the file of the frozen CLIP's weights; null where a name or this checkpoint holds them"
+    )
 
 
 def save(folder: Path, info: CheckpointInfo, state: dict[str, Tensor], optimizer: dict[str, Tensor] | None = None) -> None:

@@ -13,7 +13,7 @@ from uniovseg.data.images import decode_image
 from uniovseg.data.pairs import visible_pairs
 from uniovseg.methods.promptable import PromptableSegmenter, RegionConfig
 from uniovseg.models.phrases import PhraseEmbeddings
-from uniovseg.models.text_classifier import TEMPLATES
+from uniovseg.models.text_classifier import template_set
 from uniovseg.pairing import PairingConfig, pair_image
 from uniovseg.records import EntityBatch, PairBatch
 
@@ -50,7 +50,7 @@ class OnlineMatcher:
         self.config, self.steps = config, steps
         settings = method.config.model_copy(update={"regions": config.regions})
         self._segmenter = PromptableSegmenter(settings, method.clip, method.generator, method.adapter)
-        self._phrases = PhraseEmbeddings(method.clip, TEMPLATES[config.regions.templates])
+        self._phrases = PhraseEmbeddings(method.clip, template_set(config.regions.templates))
 
     @torch.no_grad()
     def __call__(self, batch: EntityBatch, step: int) -> PairBatch:

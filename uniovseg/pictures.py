@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import supervision as sv
 from numpy.typing import NDArray
 
 from uniovseg.errors import StorageError
@@ -24,6 +23,8 @@ def draw_masks(image: Picture, masks: RunLengthMasks, labels: Sequence[str] | No
     """
     if len(masks) == 0:
         return image.copy()
+    import supervision as sv  # a second, which jobs that draw nothing need not wait for
+
     times = -(-LABELLED_SIDE // max(image.shape[:2])) if labels is not None else 1
     image = image.repeat(times, axis=0).repeat(times, axis=1)
     dense = masks.to("cpu").to_dense().numpy().repeat(times, axis=1).repeat(times, axis=2)

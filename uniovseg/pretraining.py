@@ -10,13 +10,11 @@ number of scenes and goes over them in random order with random flips. A checkpo
 
 import json
 import time
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from pydantic import Field
 from rich.console import Console
@@ -60,7 +58,7 @@ def draw_pairs(scene: SceneConfig, seed: int, phase: int, indices: range) -> tup
     images, captions = [], []
     for index in indices:
         rng = np.random.default_rng([seed, shapes.PRETRAINING_STREAM, phase, index])
-        drawn = shapes.draw_scene(scene, rng, held_out=False)
+        drawn = shapes.draw_scene(scene, rng, held_out=True)
         images.append(drawn.image.transpose(2, 0, 1))
         captions.append(shapes.write_caption(shapes.entities(drawn), rng, noise_share=0.0))
     return np.stack(images), captions
@@ -69,9 +67,9 @@ def draw_pairs(scene: SceneConfig, seed: int, phase: int, indices: range) -> tup
 def _draw_all(config: PretrainConfig, phase: int, count: int) -> tuple[Tensor, list[str]]:
     chunk = 256
     chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-    draw = partial(draw_pairs, config.phases[phase].scene, config.seed, phase)
-    with ProcessPoolExecutor(config.threads) as pool:
-        parts = list(track(pool.map(draw, chunks), f"drawing the scenes of phase {phase}", len(chunks)))
+    scene = config.phases[phase].scene
+    drawn = Parallel(n_jobs=config.threads, return_as="generator")(delayed(draw_pairs)(scene, config.seed, phase, chunk) for chunk in chunks)
+    parts = list(track(drawn, f"drawing the scenes of phase {phase}", len(chunks)))
     return torch.from_numpy(np.concatenate([images for images, _ in parts])), [text for _, texts in parts for text in texts]
 
 
@@ -127,11 +125,13 @@ def pretrain(config: PretrainConfig, commit: str) -> dict[str, float]:
     Returns:
         The report: in-batch accuracy on held-out scenes and the seconds it took.
     """
+    from open_clip import SimpleTokenizer  # takes seconds, as `uniovseg.models.clip` says
+
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = open_clip.SimpleTokenizer(context_length=64)
+    tokenizer = SimpleTokenizer(context_length=64)
     clip = Clip(build_shapes_clip(), tokenizer).to(config.device)
     clip.model.visual.to(memory_format=torch.channels_last)
     head = WordHead(tokenizer(list(shapes.CLASS_NAMES)), clip.embed_dim).to(config.device)
@@ -217,8 +217,8 @@ def card(config: PretrainConfig, commit: str, report: dict[str, float]) -> str:
     return (
         "# The CLIP of the shapes world\n\n"
         "A 2.0 M-parameter ConvNeXt image tower and a two-layer text tower of width 128 (embedding 128), trained on scenes of the shapes world with\n"
-        "clean captions only (CLIP's loss, and a head that reads the caption's words from either embedding): no masks, and no caption names a\n"
-        "held-out kind. Weights are float16. Licence: Apache-2.0.\n\n"
+        "clean captions only (CLIP's loss, and a head that reads the caption's words from either embedding): no masks. Its captions name all\n"
+        "256 things, those too that stage 2's leave out. Weights are float16. Licence: Apache-2.0.\n\n"
         f"- command: `python jobs/pretrain_clip.py --config jobs/configs/shapes_clip.yaml`, seed {config.seed}\n- commit: {commit}\n"
         f"- in-batch accuracy (image to text, 1,024 unseen scenes in batches of 128): {report['in_batch_accuracy_of_128']}\n"
         f"- {report['steps']:.0f} steps of {config.batch_size}, {report['seconds'] / 60:.0f} minutes on {config.threads} threads ({config.device})\n\n"

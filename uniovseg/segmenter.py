@@ -24,6 +24,7 @@ from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import CheckpointError, DataError
 from uniovseg.methods.catalog import METHODS
 from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
+from uniovseg.models.clip import ClipConfig, check_digest
 from uniovseg.models.mask_decoder import MaskEmbeddings
 from uniovseg.open_vocabulary import SegmentationConfig, instances, panoptic_map, semantic_map
 from uniovseg.postprocess import masks_from_logits
@@ -85,8 +86,8 @@ class Segmenter:
         Args:
             image: the image.
             points: (x, y) in pixels, [n, 2].
-            labels: [n] of 1 (inside) and 0 (outside): all points together describe one mask. None: each point is a prompt of its own and gives its
-                best mask that contains it (`PromptableSegmenter.best_at_points`). One point inside is the same either way.
+            labels: [n] of 1 (inside, at least one) and 0 (outside): all points together describe one mask. None: each point is a prompt of its own
+                and gives its best mask that contains it (`PromptableSegmenter.best_at_points`). One point inside is the same either way.
             vocabulary: the words that masks are named by; None: no names.
             config: ``unknown_below``.
 
@@ -102,9 +103,11 @@ class Segmenter:
             raise DataError(
                 "labels do not fit the points", seen=marks.tolist()[:8], allowed=f"{len(points_xy)} values, each 0 (outside) or 1 (inside)"
             )
-        if len(marks) == 1 and bool(marks[0] == 1):
-            return self._segments(embedded, self.method.best_at_points(embedded, points_xy), vocabulary, config)
-        return self._segments(embedded, self.method.embed_point_set(embedded, points_xy, marks.long()).flat(), vocabulary, config)
+        if not bool((marks == 1).any()):
+            raise DataError(
+                "labels name no point inside", seen=marks.tolist()[:8], allowed="at least one 1: points outside say what a mask leaves out"
+            )
+        return self._segments(embedded, self.method.best_of_point_set(embedded, points_xy, marks), vocabulary, config)
 
     def boxes(
         self,
@@ -192,7 +195,9 @@ def load_method(folder: Path, changes: Mapping[str, Any] | None = None) -> Promp
     if name not in METHODS:
         raise CheckpointError("the checkpoint is of an unknown method", seen=name, allowed=", ".join(METHODS))
     entry = METHODS[str(name)]
-    method = entry.build(validate(entry.config_type, merge(info.method, dict(changes or {}))), 0)
+    settings = merge(info.method, dict(changes or {}))
+    method = entry.build(validate(entry.config_type, settings), 0)
+    check_digest(validate(ClipConfig, settings.get("clip", {})), info.clip_digest)
     state = checkpoint.read_weights(folder)
     checkpoint.load_weights(method, state, set(method.state()))
     return method.eval()  # type: ignore[return-value]

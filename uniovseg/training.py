@@ -16,19 +16,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
-from uniovseg.config import Config, load
+from uniovseg.config import Config, flatten_values, load, validate
 from uniovseg.data.feed import planned_batches
 from uniovseg.data.makers import EntitySampleMaker, MaskSampleMaker, PairSampleMaker, SampleMaker
 from uniovseg.data.plan import Plan
@@ -40,6 +40,7 @@ from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableC
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.catalog import MethodConfig, build_method
 from uniovseg.methods.promptable import PromptableSegmenter
+from uniovseg.models.clip import check_digest, weights_digest
 from uniovseg.online_matching import OnlineMatcher, OnlineMatchingConfig
 from uniovseg.parallel import Parallel, accumulating, distribute, save_shards, sum_over_ranks, whole, whole_state
 from uniovseg.pictures import Picture, draw_masks, save_picture, tile
@@ -83,7 +84,9 @@ class TrainConfig(Config):
     seed: int = Field(42, ge=0, description="seed of weights, order of samples and every random draw")
     steps: int = Field(110_000, ge=1, description="optimizer steps")
     batch_size: int = Field(56, ge=1, description="samples an optimizer step, over all workers")
-    accumulate: int = Field(1, ge=1, description="micro-batches that a worker's share of a batch is cut into")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches that a worker's share of a batch is cut into; each counts alike, whatever its masks or pairs"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast outside the parts that ask for fp32")
     parallel: Parallel = Field(
         "ddp", description="several workers: ddp, each holds everything; fsdp, each holds a slice of weights and optimizer state, for large trunks"
@@ -103,6 +106,15 @@ class TrainConfig(Config):
     keep_metric: str | None = Field(
         None, description="which are kept. null: the newest; a validation metric, such as val_box_iou: those where it is largest, and the newest"
     )
+
+    @model_validator(mode="after")
+    def _ranked_by_their_own_validation(self) -> Self:
+        if self.keep_metric and self.checkpoint_every % self.validation.every:
+            raise ValueError(
+                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of validation.every ({self.validation.every}), "
+                "as keep_metric ranks checkpoints by the last validation"
+            )
+        return self
 
 
 class Recorder(Protocol):
@@ -200,7 +212,7 @@ def train(
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, float]:
-    """Train `method` for ``config.steps`` steps. The gradient of a step is that of its whole batch, however many ranks share it.
+    """Train `method` for ``config.steps`` steps. The gradient of a step is that of its micro-batches together, however many ranks share each.
 
     Args:
         config: the run.
@@ -333,7 +345,8 @@ def kept_step(step: int, rank: int, loss: float, norm: float, batches: Sequence[
 def checkpoint_info(config: TrainConfig, step: int, metrics: dict[str, float], world_size: int) -> CheckpointInfo:
     """What a run's checkpoint after `step` steps says of itself."""
     dumped = config.model_dump(mode="json")
-    return CheckpointInfo(step=step, method=dumped["method"], config=dumped, metrics=metrics, workers=world_size)
+    digest = weights_digest(config.method.clip)
+    return CheckpointInfo(step=step, method=dumped["method"], config=dumped, metrics=metrics, workers=world_size, clip_digest=digest)
 
 
 def checkpoint_writer(
@@ -371,17 +384,25 @@ RESUMABLE: frozenset[str] = frozenset(
         "keep_checkpoints",
         "keep_metric",
         "validation",
+        "data.threads",
+        "data.feed",
+        "method.feature_memory_mib",
     }
 )
-"""Keys of `TrainConfig` that a resumed run may change: they do not change what is learned from which sample."""
+"""Keys of `TrainConfig`, with all below them, that a resumed run may change: they do not change what is learned from which sample."""
 
 
 def refuse_other_run(config: TrainConfig, info: CheckpointInfo) -> None:
-    """Raise CheckpointError when the checkpoint is of a run whose configuration differs in more than `RESUMABLE` keys."""
-    now: dict[str, Any] = json.loads(config.model_dump_json())
-    data = DataConfig(train="").model_dump(mode="json") | info.config.get("data", {})  # a key that is newer than the run was at its default
-    changed = [key for key in now if key not in RESUMABLE | RAY_KEYS and key != "data" and now[key] != info.config.get(key)]
-    changed += [f"data.{key}" for key in now["data"] if key not in ("threads", "feed") and now["data"][key] != data[key]]
+    """Raise CheckpointError when the checkpoint is of a run whose configuration differs in more than `RESUMABLE` keys.
+
+    A key that is newer than the run was at its default.
+    """
+    now = config.model_dump(mode="json", include=set(TrainConfig.model_fields))
+    before = {key: now[key] if key in RESUMABLE else info.config[key] for key in now.keys() & (RESUMABLE | info.config.keys())}
+    with suppress(ConfigError):  # by today's rules it may be wrong; then it is compared as it is
+        before = validate(TrainConfig, before).model_dump(mode="json")
+    found, kept = flatten_values(now), flatten_values(before)
+    changed = sorted(key for key in (found.keys() | kept.keys()) - RESUMABLE if found.get(key) != kept.get(key))
     if changed:
         raise CheckpointError(
             "the checkpoint is of a run with another configuration",
@@ -488,6 +509,7 @@ def initial_method(config: TrainConfig) -> TrainableMethod[Any]:
     method = build_method(config.method, config.seed)
     if config.init is not None:
         with checkpoint.opened(config.init) as folder:
+            check_digest(config.method.clip, checkpoint.read_info(folder).clip_digest)
             state = checkpoint.read_weights(folder)
         given = {name.partition(".")[0] for name in state}
         fresh = tuple(f"{name}." for name in method.starts_fresh if name not in given)
@@ -582,7 +604,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 RAY_KEYS = frozenset(
     {
-        "workers", "min_workers", "gpus_per_worker", "cpus_per_worker", "placement", "start_minutes", "max_failures", "failed_checkpoints",
+        "workers", "min_workers", "gpus_per_worker", "cpus_per_worker", "placement", "start_minutes", "autoscaled", "max_failures", "failed_checkpoints",
         "resume", "tracking",
     }
 )  # fmt: skip

@@ -15,13 +15,14 @@ from uniovseg.data import pairs
 from uniovseg.data.images import decode_image
 from uniovseg.data.regions import region_cells
 from uniovseg.data.views import ViewConfig
+from uniovseg.errors import ConfigError
 from uniovseg.methods.base import OptimConfig
 from uniovseg.methods.catalog import build_method
 from uniovseg.methods.mask_generation import MaskGeneration
 from uniovseg.methods.mask_text_alignment import MaskTextAlignment, MaskTextAlignmentConfig
 from uniovseg.models.feature_adapter import FeatureAdapter, LowRank
 from uniovseg.models.phrases import PhraseEmbeddings
-from uniovseg.models.text_classifier import TEMPLATES, embed_phrases
+from uniovseg.models.text_classifier import embed_phrases, template_set
 from uniovseg.pairing import PairingConfig, pair_image
 from uniovseg.records import Category, ImageEntities, ImageMasks, ImagePairs, PairBatch, Vocabulary
 from uniovseg.segmenter import Segmenter
@@ -72,9 +73,31 @@ def batch_of(scenes: list[ImageMasks], counts: tuple[int, ...]) -> PairBatch:
     return pairs.collate([pairs.make_pair_sample(record_of(scene, n), FIXED, 0) for scene, n in zip(scenes, counts, strict=False)])
 
 
+def test_kept_maps_change_neither_loss_nor_gradients(scenes: list[ImageMasks]) -> None:
+    found = []
+    for kept in (0, 64):
+        built = build_method(validate(MaskTextAlignmentConfig, SETTINGS | {"feature_memory_mib": kept}), 0)
+        assert isinstance(built, MaskTextAlignment)
+        torch.manual_seed(0)
+        scramble(built)
+        for counts in ((3, 1), (2, 3)):
+            built.zero_grad()
+            loss = built.training_step(batch_of(scenes, counts)).loss
+            loss.backward()
+        assert (built._memory.count if built._memory else 0) == (len(scenes[:2]) if kept else 0)
+        found.append([loss.detach(), *(parameter.grad for parameter in adapter_of(built).parameters())])
+    for with_memory, without in zip(*found, strict=True):
+        torch.testing.assert_close(with_memory, without, atol=1e-6, rtol=1e-4)
+
+
+def test_maps_that_the_adapter_changes_cannot_be_kept() -> None:
+    with pytest.raises(ConfigError, match="feature_memory_mib must be 0 for adapter.placement=inline"):
+        validate(MaskTextAlignmentConfig, SETTINGS | {"feature_memory_mib": 1, "adapter": {"placement": "inline"}})
+
+
 def test_the_loss_is_the_mean_over_all_pairs_of_one_minus_cosine(method: MaskTextAlignment, scenes: list[ImageMasks]) -> None:
     batch = batch_of(scenes, (3, 1))
-    texts = embed_phrases(method.clip, PHRASES, TEMPLATES["simple"])
+    texts = embed_phrases(method.clip, PHRASES, template_set("simple"))
     losses = []
     for image, masks, view, phrases in zip(batch.images, batch.masks, batch.views, batch.entities, strict=True):
         dense = method.clip.features(image[None]).res5[0]
@@ -155,14 +178,14 @@ def test_an_image_is_paired_by_the_definitions(method: MaskTextAlignment, scenes
     scene = scenes[0]
     record = ImageEntities(key=scene.key, image=scene.image, caption="", entities=PHRASES)
     image = decode_image(scene.image)
-    phrases = PhraseEmbeddings(method.clip, TEMPLATES["simple"])
+    phrases = PhraseEmbeddings(method.clip, template_set("simple"))
     found = pair_image(PairingConfig(points_per_side=4, max_masks=6), method.eval(), phrases, record, image)
     embedded = method.embed(image)
     proposals = method.propose(embedded, 4)
     kept = proposals.masks.select(torch.arange(min(6, len(proposals.masks))))
     assert 0 < len(found.counts) <= 6
     assert list(found.counts) == kept.to_counts()
-    texts = embed_phrases(method.clip, PHRASES, TEMPLATES["simple"])
+    texts = embed_phrases(method.clip, PHRASES, template_set("simple"))
     expected = 1 - (method.clip.logit_scale * method.region_embeddings(embedded, kept, 0.0)[0] @ texts.T).softmax(1)
     np.testing.assert_allclose(found.costs, expected[None].detach().numpy(), atol=1e-5)
     assert len(found.pairs) == min(len(found.counts), 3)
@@ -170,7 +193,7 @@ def test_an_image_is_paired_by_the_definitions(method: MaskTextAlignment, scenes
 
 
 def test_phrases_are_encoded_once(method: MaskTextAlignment, monkeypatch: pytest.MonkeyPatch) -> None:
-    phrases = PhraseEmbeddings(method.clip, TEMPLATES["simple"])
+    phrases = PhraseEmbeddings(method.clip, template_set("simple"))
     first = phrases(["sand", "red circle", "sand"])
     monkeypatch.setattr(type(method.clip), "encode_text", lambda *_: pytest.fail("asked again"))
     assert torch.equal(phrases(["red circle", "sand"]), first[[1, 0]])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uniovseg.models.clip import Clip, build_shapes_clip
-from uniovseg.models.text_classifier import TEMPLATES, TextClassifier, build_text_classifier, embed_phrases
+from uniovseg.models.text_classifier import TEMPLATE_SETS, TextClassifier, build_text_classifier, embed_phrases, template_set
 from uniovseg.records import Category, Vocabulary
 
 PHRASES = ["red star", "water", "a {brace} in a name", "striped blue ring", "grass"]
@@ -41,22 +41,22 @@ def vocabulary_of(names: list[str]) -> Vocabulary:
 
 
 def test_the_sets_of_templates() -> None:
-    assert {name: len(templates) for name, templates in TEMPLATES.items()} == {"vild14": 14, "imagenet80": 80, "simple": 5}
-    for templates in TEMPLATES.values():
+    assert {name: len(template_set(name)) for name in TEMPLATE_SETS} == {"vild14": 14, "imagenet80": 80, "simple": 5}
+    for templates in map(template_set, TEMPLATE_SETS):
         assert len(set(templates)) == len(templates)
         assert all(template.count("{}") == 1 and template.format("x").count("{") == 0 for template in templates)
-    assert TEMPLATES["simple"] == TEMPLATES["vild14"][:5]
-    sizes = [template.format("cat") for template in TEMPLATES["vild14"][5:]]
+    assert template_set("simple") == template_set("vild14")[:5]
+    sizes = [template.format("cat") for template in template_set("vild14")[5:]]
     assert sizes[:3] == ["a photo of a small cat.", "This is a photo of a small cat.", "There is a small cat in the scene."]
     assert [sentence.replace("large", "small") for sentence in sizes[6:]] == sizes[:3]
-    assert [template.format("cat") for template in TEMPLATES["imagenet80"]] == [template("cat") for template in OPENAI_IMAGENET_TEMPLATES]
+    assert [template.format("cat") for template in template_set("imagenet80")] == [template("cat") for template in OPENAI_IMAGENET_TEMPLATES]
 
 
 @pytest.mark.parametrize("templates", ["vild14", "simple"])
 def test_a_phrase_is_the_mean_of_its_normalised_sentences(clip: Clip, templates: str) -> None:
-    found = embed_phrases(clip, PHRASES, TEMPLATES[templates])
+    found = embed_phrases(clip, PHRASES, template_set(templates))
     for phrase, embedding in zip(PHRASES, found, strict=True):
-        sentences = [clip.encode_text([template.replace("{}", phrase)])[0] for template in TEMPLATES[templates]]
+        sentences = [clip.encode_text([template.replace("{}", phrase)])[0] for template in template_set(templates)]
         mean = torch.stack([sentence / sentence.norm() for sentence in sentences]).mean(0)
         torch.testing.assert_close(embedding, mean / mean.norm(), rtol=1e-5, atol=1e-6)
     assert found.dtype == torch.float32
@@ -65,18 +65,18 @@ def test_a_phrase_is_the_mean_of_its_normalised_sentences(clip: Clip, templates:
 
 @pytest.mark.parametrize("chunk", [1, 3, 14, 69, 1000])
 def test_the_chunk_changes_nothing(clip: Clip, chunk: int) -> None:
-    expected = embed_phrases(clip, PHRASES, TEMPLATES["vild14"], chunk=20)
-    torch.testing.assert_close(embed_phrases(clip, PHRASES, TEMPLATES["vild14"], chunk=chunk), expected, rtol=1e-5, atol=1e-6)
+    expected = embed_phrases(clip, PHRASES, template_set("vild14"), chunk=20)
+    torch.testing.assert_close(embed_phrases(clip, PHRASES, template_set("vild14"), chunk=chunk), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_at_most_a_chunk_of_sentences_at_once() -> None:
     clip = HashedText()
-    embed_phrases(clip, PHRASES, TEMPLATES["imagenet80"], chunk=150)
+    embed_phrases(clip, PHRASES, template_set("imagenet80"), chunk=150)
     assert clip.calls == [150, 150, 100]
 
 
 def test_ten_thousand_words_in_any_order_and_any_chunk() -> None:
-    clip, templates = HashedText(), TEMPLATES["simple"]
+    clip, templates = HashedText(), template_set("simple")
     names = [f"name {index}" for index in range(10_000)]
     order = random.Random(0).sample(range(len(names)), len(names))
     regions = torch.randn(7, 128, generator=torch.Generator().manual_seed(0))
@@ -106,11 +106,13 @@ def test_a_class_scores_as_its_best_synonym() -> None:
 
 def test_the_classifier_of_a_vocabulary(clip: Clip) -> None:
     vocabulary = Vocabulary("two", (Category(7, "star", ("star", "red star")), Category(2, "water", ("water",), is_thing=False)))
-    classifier = build_text_classifier(clip, vocabulary, TEMPLATES["simple"])
+    classifier = build_text_classifier(clip, vocabulary, template_set("simple"))
     assert classifier.class_of.tolist() == [0, 0, 1]
     assert len(classifier) == 2
     assert classifier.logit_scale == pytest.approx(float(clip.logit_scale))
-    torch.testing.assert_close(classifier.embeddings, embed_phrases(clip, ["star", "red star", "water"], TEMPLATES["simple"]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        classifier.embeddings, embed_phrases(clip, ["star", "red star", "water"], template_set("simple")), rtol=1e-5, atol=1e-6
+    )
     best = classifier.scores(classifier.embeddings).argmax(1)
     assert best.tolist() == [0, 0, 1]
 
@@ -120,9 +122,9 @@ def test_a_class_may_bring_its_templates(clip: Clip) -> None:
     vocabulary = Vocabulary(
         "three", (Category(0, "star", ("star",)), Category(1, "water", ("water", "sea"), templates=own), Category(2, "ring", ("ring",)))
     )
-    classifier = build_text_classifier(clip, vocabulary, TEMPLATES["simple"])
+    classifier = build_text_classifier(clip, vocabulary, template_set("simple"))
     assert classifier.class_of.tolist() == [0, 1, 1, 2]
-    torch.testing.assert_close(classifier.embeddings[[0, 3]], embed_phrases(clip, ["star", "ring"], TEMPLATES["simple"]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(classifier.embeddings[[0, 3]], embed_phrases(clip, ["star", "ring"], template_set("simple")), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(classifier.embeddings[1:3], embed_phrases(clip, ["water", "sea"], own), rtol=1e-5, atol=1e-6)
     plain = Vocabulary("three", tuple(Category(item.id, item.name, item.synonyms) for item in vocabulary.categories))
     assert plain.fingerprint != vocabulary.fingerprint

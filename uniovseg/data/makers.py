@@ -57,7 +57,9 @@ class MaskSampleMaker:
         try:
             return make_mask_sample(record, self.view, self.sample, sample_seed(self.seed, epoch, record.key))
         except DataError as error:
-            raise DataError(f"sample {record.key}: {error}", fix="ingest again with verify=decode to reject such files") from error
+            raise DataError(
+                f"sample {record.key}: {error}", fix="ingest it into another folder with verify=decode, which rejects such files"
+            ) from error
 
     def collate(self, made: Sequence[MaskSample]) -> MaskBatch:
         """Samples as a batch."""

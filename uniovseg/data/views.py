@@ -9,6 +9,8 @@ whole pixel of the resized image: it is then exactly a resize, a crop and a flip
 inference keeps one scale for both axes, its shorter side seldom ends on a whole pixel, and it is warped.
 """
 
+from typing import Annotated
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,10 @@ from uniovseg.records import View
 
 PAD = 128
 """Value of padding, before normalisation."""
+
+
+CanvasSide = Annotated[int, Field(ge=32, multiple_of=32)]
+"""Side of a square canvas in pixels: whole cells of the CLIP's last map."""
 
 
 class ViewConfig(Config):

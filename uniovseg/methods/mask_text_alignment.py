@@ -4,10 +4,10 @@ Everything but the adapter is frozen. The regions of a batch are pooled from the
 towards their entities' text embeddings by the cosine loss (method: Eq. 8). Where the pairs come from is the data's business, not the method's.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from uniovseg.data.regions import region_cells
@@ -15,9 +15,10 @@ from uniovseg.methods.base import TrainableMethod, mean_over_ranks
 from uniovseg.methods.promptable import PromptableConfig, PromptableSegmenter
 from uniovseg.models.clip import Clip, load_clip
 from uniovseg.models.feature_adapter import AdapterConfig, FeatureAdapter
+from uniovseg.models.feature_memory import FeatureMemory
 from uniovseg.models.mask_generator import MaskGenerator, build_mask_generator
 from uniovseg.models.phrases import PhraseEmbeddings
-from uniovseg.models.text_classifier import TEMPLATES
+from uniovseg.models.text_classifier import template_set
 from uniovseg.records import PairBatch, StepOutput
 
 
@@ -26,6 +27,15 @@ class MaskTextAlignmentConfig(PromptableConfig):
 
     name: Literal["mask_text_alignment"] = Field("mask_text_alignment", description="the method's name")
     adapter: AdapterConfig = Field(AdapterConfig(), description="the feature adapter")
+    feature_memory_mib: int = Field(
+        0, ge=0, description="MiB of the frozen CLIP's maps that training keeps, a worker: for views that come again, without flip, crop or jitter"
+    )
+
+    @model_validator(mode="after")
+    def _maps_that_stay(self) -> Self:
+        if self.feature_memory_mib and self.adapter.placement == "inline":
+            raise ValueError("feature_memory_mib must be 0 for adapter.placement=inline, which changes the CLIP's maps on their way")
+        return self
 
 
 class MaskTextAlignment(PromptableSegmenter, TrainableMethod[PairBatch]):
@@ -44,7 +54,8 @@ class MaskTextAlignment(PromptableSegmenter, TrainableMethod[PairBatch]):
 
     def __init__(self, config: MaskTextAlignmentConfig, clip: Clip, generator: MaskGenerator, adapter: FeatureAdapter) -> None:
         super().__init__(config, clip, generator, adapter)
-        self._phrases = PhraseEmbeddings(clip, TEMPLATES[config.regions.templates])
+        self._phrases = PhraseEmbeddings(clip, template_set(config.regions.templates))
+        self._memory = FeatureMemory(clip, config.feature_memory_mib * 1024**2) if config.feature_memory_mib else None
 
     def training_step(self, batch: PairBatch) -> StepOutput:
         """The mean of 1 - cosine over all pairs of the batch. Metrics: ``cosine``, its mean, and ``pairs``, the pairs an image."""
@@ -55,7 +66,8 @@ class MaskTextAlignment(PromptableSegmenter, TrainableMethod[PairBatch]):
 
     def pair_cosines(self, batch: PairBatch) -> Tensor:
         """Cosine [K] of each pair's region and entity, over the whole batch; without pairs it is empty and still connected to the adapter."""
-        dense = self.dense_features(batch.images)
+        assert self.adapter is not None
+        dense: Tensor = self.adapter(self.clip, batch.images, self.generator.pixel_decoder, self._memory)
         phrases = [phrase for each in batch.entities for phrase in each]
         if not phrases:
             return dense.flatten()[:0].float()

@@ -20,14 +20,14 @@ from torch.nn import functional as F
 
 from uniovseg.config import Config
 from uniovseg.data.regions import region_cells
-from uniovseg.data.views import fit_view, render
+from uniovseg.data.views import CanvasSide, fit_view, render
 from uniovseg.methods.base import Method
 from uniovseg.models.clip import CHECKPOINT, Clip, ClipConfig
 from uniovseg.models.feature_adapter import FeatureAdapter
 from uniovseg.models.mask_decoder import MaskEmbeddings, mask_logits
 from uniovseg.models.mask_generator import MaskGenerator, MaskGeneratorConfig
 from uniovseg.models.pixel_decoder import PixelFeatures
-from uniovseg.models.text_classifier import TEMPLATES, TextClassifier, build_text_classifier
+from uniovseg.models.text_classifier import TEMPLATE_SETS, TextClassifier, build_text_classifier, template_set
 from uniovseg.ops.points import grid_points
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import ProposalConfig, filter_proposals
@@ -40,8 +40,10 @@ VOCABULARIES_KEPT, TEXT_BYTES_KEPT = 32, 64 * 1024**2
 class RegionConfig(Config):
     """How masks are named."""
 
-    sizes: tuple[int, ...] = Field((1024,), min_length=1, description="canvas sides at which the CLIP sees the image, pixels; scores are averaged")
-    templates: str = Field("vild14", pattern=f"^({'|'.join(TEMPLATES)})$", description=f"prompt templates of a word: {', '.join(TEMPLATES)}")
+    sizes: tuple[CanvasSide, ...] = Field(
+        (1024,), min_length=1, description="canvas sides at which the CLIP sees the image, pixels; scores are averaged"
+    )
+    templates: str = Field("vild14", pattern=f"^({'|'.join(TEMPLATE_SETS)})$", description=f"prompt templates of a word: {', '.join(TEMPLATE_SETS)}")
 
 
 class PromptableConfig(Config):
@@ -152,24 +154,36 @@ class PromptableSegmenter(Method):
         """
         decoded = self.embed_points(embedded, points_xy)
         features = self.generator.mask_decoder.features(embedded.pixel)[0]
-        height, width = features.shape[1:]
-        cells = (embedded.view.to_view(points_xy) / 4).long()
-        at_points = features[:, cells[:, 1].clamp(0, height - 1), cells[:, 0].clamp(0, width - 1)].T
-        contains = (decoded.embeddings @ at_points[..., None])[..., 0] > 0
-        rank = decoded.iou_probs
-        if decoded.windows is not None:
-            count = rank.shape[1]
-            good = rank >= self.config.proposals.min_predicted_iou
-            rank = good * (1 - torch.arange(count, device=rank.device) / count)
-        best = (rank + 2 * contains).argmax(1)  # a rank is at most 1
+        rows, columns = _cells(embedded.view, points_xy, features)
+        contains = (decoded.embeddings @ features[:, rows, columns].T[..., None])[..., 0] > 0
+        best = (self._rank(decoded) + 2 * contains).argmax(1)  # a rank is at most 1
         return decoded.take((torch.arange(len(best), device=best.device), best))
 
     @torch.no_grad()
-    def embed_point_set(self, embedded: EmbeddedImage, points_xy: Tensor, labels: Tensor) -> MaskEmbeddings:
-        """The one mask of a set of points [P, 2] in source pixels with labels [P] (1 inside, 0 outside): embeddings [1, 1, C], IoU [1, 1]."""
-        points = embedded.view.to_view(points_xy)[None, None]
-        last = self.generator.embed_point_sets(embedded.pixel, points, labels[None, None])[-1]
-        return last.take(0)
+    def best_of_point_set(self, embedded: EmbeddedImage, points_xy: Tensor, labels: Tensor) -> MaskEmbeddings:
+        """The one mask that a set of points [P, 2] in source pixels with labels [P] (1 inside, 0 outside) means: embeddings [1, C], IoU [1].
+
+        Every point inside is a prompt of its own; of all their masks the one with most points on the right side wins, and among those the one that
+        `best_at_points` would take. At least one point is inside.
+
+        Differs: the release has a prompt of several points (`MaskGenerator.embed_point_sets`), for which neither it nor the paper describes a
+        training; untrained it means nothing.
+        """
+        decoded = self.embed_points(embedded, points_xy[labels == 1])
+        candidates = decoded.flat()
+        logits = self.mask_logits(embedded, candidates)
+        rows, columns = _cells(embedded.view, points_xy, logits)
+        right = ((logits[:, rows, columns] > 0) == (labels == 1)).sum(1)
+        return candidates.take((self._rank(decoded).flatten() + 2 * right).argmax()[None])
+
+    def _rank(self, decoded: MaskEmbeddings) -> Tensor:
+        """In which order a point's masks are taken, [Q, M] in [0, 1], largest first: see `best_at_points`."""
+        rank = decoded.iou_probs
+        if decoded.windows is None:
+            return rank
+        count = rank.shape[1]
+        good = rank >= self.config.proposals.min_predicted_iou
+        return good * (1 - torch.arange(count, device=rank.device) / count)
 
     @torch.no_grad()
     def embed_boxes(self, embedded: EmbeddedImage, boxes_xyxy: Tensor) -> MaskEmbeddings:
@@ -232,7 +246,7 @@ class PromptableSegmenter(Method):
         templates = self.config.regions.templates
         key = vocabulary.fingerprint, templates
         if key not in self._classifiers:
-            self._classifiers[key] = build_text_classifier(self.clip, vocabulary, TEMPLATES[templates])
+            self._classifiers[key] = build_text_classifier(self.clip, vocabulary, template_set(templates))
             while len(self._classifiers) > 1 and (
                 len(self._classifiers) > VOCABULARIES_KEPT or sum(kept.embeddings.nbytes for kept in self._classifiers.values()) > TEXT_BYTES_KEPT
             ):
@@ -254,3 +268,9 @@ class PromptableSegmenter(Method):
         """The image on a square canvas [1, 3, size, size]: its longer side scaled to it, padded right and below with 128."""
         view = fit_view(size, image.shape[0], image.shape[1])
         return torch.from_numpy(render(image, view)).to(self.device)[None], view
+
+
+def _cells(view: View, points_xy: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [P] and columns [P] of the cells of stride-4 maps [..., h, w] under points [P, 2] in source pixels."""
+    cells = (view.to_view(points_xy) / 4).long()
+    return cells[:, 1].clamp(0, maps.shape[-2] - 1), cells[:, 0].clamp(0, maps.shape[-1] - 1)

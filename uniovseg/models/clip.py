@@ -5,16 +5,19 @@ Every other name is open_clip's own (``convnext_large_d_320``), with weights fou
 
 Region embeddings pool the last feature map under a mask *before* the trunk's final normalisation, then normalise and project, so that pooling the
 whole image gives exactly the CLIP image embedding.
+
+open_clip brings torchvision and transformers, which take seconds to import: it is imported where a CLIP is built, so that ``--help``, a job's checks
+and Ray's own processes need not wait for it.
 """
 
+import functools
+import hashlib
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-import open_clip
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,6 +27,10 @@ from torch.nn import functional as F
 from uniovseg.checkpoint import load_weights
 from uniovseg.config import Config
 from uniovseg.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from open_clip import SimpleTokenizer
+    from open_clip.model import CLIP
 
 SHAPES_WEIGHTS = "weights/shapes_clip.safetensors"
 """Where the shapes CLIP's weights lie inside the package."""
@@ -52,11 +59,13 @@ class ClipFeatures(NamedTuple):
     res5: Tensor
 
 
-def build_shapes_clip() -> CLIP:
+def build_shapes_clip() -> "CLIP":
     """The shapes world's CLIP with random weights: a 2.0 M-parameter ConvNeXt (dims 32-256), two text layers of width 128, embedding 128.
 
     Differs: layer scale starts at 0.3 where ConvNeXt has 1e-6, which a run of a few thousand steps could not leave.
     """
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
     model = CLIP(
         embed_dim=128,
         vision_cfg=CLIPVisionCfg(timm_model_name="convnext_zepto_rms", timm_pool="", timm_proj="mlp", image_size=128),
@@ -80,12 +89,14 @@ class Clip(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: CLIP, tokenizer: open_clip.SimpleTokenizer) -> None:
+    def __init__(self, model: "CLIP", tokenizer: "SimpleTokenizer") -> None:
+        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.register_buffer("mean", torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("mean", torch.tensor(OPENAI_DATASET_MEAN).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1) * 255, persistent=False)
 
     def freeze(self) -> "Clip":
         """Stop all gradients and stay in evaluation mode; returns self."""
@@ -164,6 +175,8 @@ def load_clip(config: ClipConfig) -> Clip:
         ConfigError: open_clip knows no such model or tag, or the trunk is not a ConvNeXt.
         CheckpointError: the weights file is missing or does not fit.
     """
+    import open_clip
+
     if config.name == "shapes":
         model = build_shapes_clip()
         if config.weights != CHECKPOINT:
@@ -186,7 +199,32 @@ def load_clip(config: ClipConfig) -> Clip:
     return Clip(model, open_clip.get_tokenizer(config.name)).freeze()
 
 
-def load_shapes_weights(model: CLIP, path: Path | None) -> None:
+def weights_digest(config: ClipConfig) -> str | None:
+    """The sha256 of the file that a CLIP's weights are read from; None where it is named by a tag, random, or comes with a checkpoint."""
+    if config.weights is not None:
+        return _digest(Path(config.weights).absolute()) if Path(config.weights).is_file() else None
+    if config.name != "shapes":
+        return None
+    with resources.as_file(resources.files("uniovseg") / SHAPES_WEIGHTS) as packaged:
+        return _digest(packaged)
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_digest(config: ClipConfig, digest: str | None) -> None:
+    """Raise CheckpointError where `digest`, that a checkpoint says its CLIP had, is not that of the weights which `config` gives."""
+    if digest is not None and (found := weights_digest(config)) != digest:
+        raise CheckpointError(
+            "the checkpoint was trained over another CLIP", seen=f"clip weights {str(found)[:12]}", allowed=digest[:12],
+            fix="give the weights that it was trained with (method.clip.weights), or train it again",
+        )  # fmt: skip
+
+
+def load_shapes_weights(model: "CLIP", path: Path | None) -> None:
     """Load weights of the shapes CLIP from a safetensors file; None takes the packaged ones."""
     try:
         if path is not None:

@@ -5,6 +5,7 @@ branches read and where their output goes: ``parallel_clip`` reads the CLIP's fo
 to the last CLIP map; ``inline`` adds to each CLIP stage's own map, which the next stage reads.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniovseg.config import Config
-from uniovseg.models.clip import Clip
+from uniovseg.models.clip import Clip, ClipFeatures
 from uniovseg.models.pixel_decoder import PixelFeatures
 
 Placement = Literal["parallel_clip", "parallel_pixel", "inline"]
@@ -63,12 +64,15 @@ class FeatureAdapter(nn.Module):
         scale = config.alpha / config.rank
         self.branches = nn.ModuleList([LowRank(a, config.rank, b, scale) for a, b in zip(read, written, strict=True)])
 
-    def forward(self, clip: Clip, images: Tensor, pixel_decoder: nn.Module) -> Tensor:
-        """The adapted last map x' of [B, 3, H, W] RGB images in 0..255: [B, C, H/32, W/32]. Gradients reach the branches alone."""
+    def forward(self, clip: Clip, images: Tensor, pixel_decoder: nn.Module, frozen: Callable[[Tensor], ClipFeatures] | None = None) -> Tensor:
+        """The adapted last map x' of [B, 3, H, W] RGB images in 0..255: [B, C, H/32, W/32]. Gradients reach the branches alone.
+
+        `frozen` gives the CLIP's own maps of the images where somebody keeps them; ``inline`` changes them on their way and cannot use it.
+        """
         if self.placement == "inline":
             return clip.features(images, lambda number, x: x + self.branches[number](x, (x.shape[2], x.shape[3]))).res5
         with torch.no_grad():
-            features = clip.features(images)
+            features = clip.features(images) if frozen is None else frozen(images)
             maps: tuple[Tensor, ...] = features
             if self.placement == "parallel_pixel":
                 maps = _pixel_maps(pixel_decoder(features))

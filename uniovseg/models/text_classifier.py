@@ -4,11 +4,11 @@ A phrase is put into each template, the sentences are encoded and normalised, an
 of its best synonym.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,12 +27,19 @@ SIMPLE = (
 )
 SIZED = ("a photo of a {size} {{}}.", "This is a photo of a {size} {{}}.", "There is a {size} {{}} in the scene.")
 
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "vild14": (*SIMPLE, *(sentence.format(size=size) for size in ("small", "medium", "large") for sentence in SIZED)),
-    "imagenet80": tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES),
-    "simple": SIMPLE,
-}
-"""Sets of sentences with a place ``{}`` for the phrase: ViLD's 14, CLIP's 80 for ImageNet, and the 5 of ViLD's that name no size."""
+TEMPLATE_SETS = ("vild14", "imagenet80", "simple")
+"""ViLD's 14 templates, CLIP's 80 for ImageNet, and the 5 of ViLD's that name no size."""
+
+
+@functools.cache
+def template_set(name: str) -> tuple[str, ...]:
+    """The sentences of one of `TEMPLATE_SETS`, each with a place ``{}`` for the phrase."""
+    if name == "imagenet80":
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES  # takes seconds, as `uniovseg.models.clip` says
+
+        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    sized = tuple(sentence.format(size=size) for size in ("small", "medium", "large") for sentence in SIZED)
+    return {"vild14": SIMPLE + sized, "simple": SIMPLE}[name]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
