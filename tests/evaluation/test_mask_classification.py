@@ -27,7 +27,7 @@ from uniovseg.evaluation.mask_classification import (
 )
 from uniovseg.evaluation.true_masks import truth_masks
 from uniovseg.models.clip import Clip, ClipConfig, load_clip
-from uniovseg.models.text_classifier import TEMPLATES, TextClassifier, build_text_classifier
+from uniovseg.models.text_classifier import TextClassifier, build_text_classifier, template_set
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import Category, PanopticTruth, TruthSegment, Vocabulary
 from uniovseg.storage import Location
@@ -77,7 +77,7 @@ def slow_probs(clip: Clip, classifier: TextClassifier, sample: PanopticSample, s
 
 def test_every_subset_is_the_mean_of_its_sizes(clip: Clip, scenes_on_disk: LabelledSet, few_words: Vocabulary) -> None:
     samples = [regrouped(sample, 4) for sample in scenes_on_disk.panoptic()]
-    classifier = build_text_classifier(clip, few_words, TEMPLATES["simple"])
+    classifier = build_text_classifier(clip, few_words, template_set("simple"))
     chosen = [subset for count in (1, 2, 3) for subset in combinations(SIZES, count)]
     assert subsets(SIZES) == chosen
     hits: dict[tuple[int, ...], list[tuple[int, bool]]] = {subset: [] for subset in chosen}
@@ -127,7 +127,7 @@ def test_masks_that_vanish_are_counted_by_size(clip: Clip, few_words: Vocabulary
     ids = np.ones((128, 128), np.int32)
     ids[34:50, 34:50] = 2  # a quarter of a cell at 128 px; of four cells that are half as wide, it fills one
     sample = write_sample(tmp_path, ids, (TruthSegment(1, 0, 1), TruthSegment(2, 1, 1)))
-    classifier = build_text_classifier(clip, few_words, TEMPLATES["simple"])
+    classifier = build_text_classifier(clip, few_words, template_set("simple"))
     score = classify_image(clip, classifier, sample, (128, 256))
     assert score.summary()["vanished"] == {"128": 0.5, "256": 0.0}
 
@@ -139,7 +139,7 @@ def write_sample(folder: Path, ids: np.ndarray, segments: tuple[TruthSegment, ..
 
 def test_an_image_without_masks_counts_as_an_image(clip: Clip, few_words: Vocabulary, tmp_path: Path) -> None:
     sample = write_sample(tmp_path, np.zeros((40, 50), np.int32), ())
-    classifier = build_text_classifier(clip, few_words, TEMPLATES["simple"])
+    classifier = build_text_classifier(clip, few_words, template_set("simple"))
     summary = classify_image(clip, classifier, sample, (64,)).summary()
     assert summary == {
         "subsets": {"64": {"accuracy": None, "class_accuracy": None, "seconds": 0.0}},

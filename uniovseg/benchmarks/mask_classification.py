@@ -23,7 +23,7 @@ from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import DataError
 from uniovseg.evaluation.mask_classification import MaskClassificationConfig, MaskClassificationScore, classify_image
 from uniovseg.models.clip import Clip, ClipConfig, load_clip
-from uniovseg.models.text_classifier import TEMPLATES, TextClassifier, build_text_classifier
+from uniovseg.models.text_classifier import TextClassifier, build_text_classifier, template_set
 from uniovseg.records import Vocabulary
 
 VARIABLE = "UNIOVSEG_REAL_DATA"
@@ -51,7 +51,7 @@ def run(config: MaskClassificationBenchmarkConfig) -> dict[str, Any]:
     vocabulary = load_vocabulary("coco_panoptic")
     sets = coco128(config.root, vocabulary)
     small = load_clip(config.small)
-    words = build_text_classifier(small, vocabulary, TEMPLATES[config.masks.templates])
+    words = build_text_classifier(small, vocabulary, template_set(config.masks.templates))
     report = {"small": measure(small, words, _samples(sets, config.images), config.masks.sizes)}
     if config.real_images:
         real = load_clip(config.real)

@@ -20,11 +20,11 @@ from torch import Tensor
 from uniovseg.config import Config
 from uniovseg.data.benchmarks import PanopticSample, read_image
 from uniovseg.data.regions import cell_coverage, covered_cells, vanishes
-from uniovseg.data.views import fit_view, render
+from uniovseg.data.views import CanvasSide, fit_view, render
 from uniovseg.evaluation.true_masks import truth_masks
 from uniovseg.metrics import figure, mean_present
 from uniovseg.models.clip import Clip
-from uniovseg.models.text_classifier import TEMPLATES, TextClassifier, build_text_classifier
+from uniovseg.models.text_classifier import TEMPLATE_SETS, TextClassifier, build_text_classifier, template_set
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import Vocabulary
 
@@ -34,10 +34,8 @@ Counts = NDArray[np.int64]
 class MaskClassificationConfig(Config):
     """Sizes and words of mask classification."""
 
-    sizes: tuple[int, ...] = Field(
-        (768, 896, 1024), min_length=1, max_length=6, description="canvas sides in pixels, divisible by 32; all subsets are scored"
-    )
-    templates: str = Field("vild14", pattern=f"^({'|'.join(TEMPLATES)})$", description=f"prompt templates: {', '.join(TEMPLATES)}")
+    sizes: tuple[CanvasSide, ...] = Field((768, 896, 1024), min_length=1, max_length=6, description="canvas sides in pixels; all subsets are scored")
+    templates: str = Field("vild14", pattern=f"^({'|'.join(TEMPLATE_SETS)})$", description=f"prompt templates: {', '.join(TEMPLATE_SETS)}")
 
 
 def subsets(sizes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -150,6 +148,6 @@ def classify_masks(
     clip: Clip, samples: Iterable[PanopticSample], vocabulary: Vocabulary, config: MaskClassificationConfig
 ) -> Iterator[MaskClassificationScore]:
     """Scores image by image; start the sum from `MaskClassificationScore.zero`."""
-    classifier = build_text_classifier(clip, vocabulary, TEMPLATES[config.templates])
+    classifier = build_text_classifier(clip, vocabulary, template_set(config.templates))
     for sample in samples:
         yield classify_image(clip, classifier, sample, config.sizes)

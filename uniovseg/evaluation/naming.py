@@ -15,6 +15,7 @@ from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.metrics import PanopticScore, SemanticScore
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.records import Prediction, Vocabulary
+from uniovseg.threads import map_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +40,47 @@ class NamingScore:
         return NamingScore(self.semantic + other.semantic, self.panoptic + other.panoptic, self.oracle + other.oracle)
 
 
-@torch.no_grad()
 def evaluate_namings(
     namings: Mapping[str, PromptableSegmenter],
     samples: Iterable[tuple[PanopticSample, SemanticSample]],
     vocabulary: Vocabulary,
     config: SegmentationConfig,
+    threads: int = 1,
 ) -> Iterator[dict[str, NamingScore]]:
     """Score each image under each naming.
 
     Args:
-        namings: methods by name; the first one proposes the masks of all.
+        namings: methods by name; the first one proposes the masks of all. Those without an adapter share their maps, so they have the same CLIP.
         samples: each image's ground truth in both forms.
         vocabulary: the classes.
         config: from masks to maps.
+        threads: images at a time.
     """
+    return map_threads(lambda sample: score_namings(namings, *sample, vocabulary, config), samples, threads)
+
+
+@torch.no_grad()
+def score_namings(
+    namings: Mapping[str, PromptableSegmenter],
+    panoptic: PanopticSample,
+    semantic: SemanticSample,
+    vocabulary: Vocabulary,
+    config: SegmentationConfig,
+) -> dict[str, NamingScore]:
+    """One image's score under each naming; the arguments are those of `evaluate_namings`."""
     first = next(iter(namings.values()))
-    for panoptic, semantic in samples:
-        image = read_image(panoptic)
-        embedded = first.embed(image)
-        proposals = first.propose(embedded)
-        masks, _ = truth_masks(panoptic.truth)
-        perfect = Prediction(masks=masks, quality=torch.ones(len(masks)), class_scores=proposals.class_scores)
-        scores = {}
-        for name, method in namings.items():
-            seen = replace(embedded, dense={})
-            named, oracle = (
-                replace(prediction, class_scores=method.classify(seen, prediction.masks, vocabulary)) for prediction in (proposals, perfect)
-            )
-            scores[name] = NamingScore(
-                semantic=semantic_result(named, semantic, image, vocabulary, config).score,
-                panoptic=panoptic_result(named, panoptic, image, vocabulary, config).score,
-                oracle=semantic_result(oracle, semantic, image, vocabulary, config).score,
-            )
-        yield scores
+    image = read_image(panoptic)
+    embedded = first.embed(image)
+    proposals = first.propose(embedded)
+    masks, _ = truth_masks(panoptic.truth)
+    perfect = Prediction(masks=masks, quality=torch.ones(len(masks)), class_scores=proposals.class_scores)
+    scores = {}
+    for name, method in namings.items():
+        seen = embedded if method.adapter is None else replace(embedded, dense={})
+        named, oracle = (replace(prediction, class_scores=method.classify(seen, prediction.masks, vocabulary)) for prediction in (proposals, perfect))
+        scores[name] = NamingScore(
+            semantic=semantic_result(named, semantic, image, vocabulary, config).score,
+            panoptic=panoptic_result(named, panoptic, image, vocabulary, config).score,
+            oracle=semantic_result(oracle, semantic, image, vocabulary, config).score,
+        )
+    return scores

@@ -23,9 +23,12 @@ from uniovseg.ops.points import grid_points
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.postprocess import PIXELS_AT_ONCE, resize_logits, valid_cells
 from uniovseg.records import ImageMasks
+from uniovseg.threads import map_threads
 
 COARSE_CELLS = 128
 """Cells a side, at least, on which masks are compared to make the shortlist; a small canvas has as many as it has pixels."""
+MASKS_AT_ONCE = 100
+"""Masks compared together on the coarse grid: few enough for the processor's caches."""
 
 
 class PromptableConfig(Config):
@@ -33,7 +36,9 @@ class PromptableConfig(Config):
 
     points_per_side: int = Field(20, ge=1, le=64, description="grid of the 1-point IoU, points a side")
     prompts_per_call: int = Field(100, ge=1, description="prompts decoded together")
-    shortlist: int = Field(8, ge=0, description="1-point IoU: how many masks, best by IoU on a coarse grid, are compared at full resolution; 0: all")
+    shortlist: int = Field(
+        8, ge=0, description="1-point IoU: how many masks, best by IoU on a coarse grid, are compared at full resolution; 0: all (exact)"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +116,7 @@ def _best_point_iou(method: PromptableSegmenter, embedded: EmbeddedImage, truth:
     masks = MaskEmbeddings.cat([method.embed_points(embedded, chunk) for chunk in points.split(config.prompts_per_call)]).flat()
     rows = torch.arange(len(masks.embeddings), device=method.device)
     if 0 < config.shortlist < len(rows):
-        coarse = torch.cat([_coarse_iou(method, embedded, masks.take(part), truth) for part in rows.split(400)])
+        coarse = torch.cat([_coarse_iou(method, embedded, masks.take(part), truth) for part in rows.split(MASKS_AT_ONCE)])
         picked = coarse.topk(config.shortlist, dim=0).indices  # [shortlist, n]
     else:
         picked = rows[:, None].expand(-1, len(truth))
@@ -144,7 +149,8 @@ def _paired_iou(method: PromptableSegmenter, embedded: EmbeddedImage, masks: Mas
     return torch.cat(ious)
 
 
-def evaluate_promptable(method: PromptableSegmenter, samples: Iterable[LabelledImage], config: PromptableConfig) -> Iterator[PromptableScores]:
-    """Scores image by image, so that a caller can show progress and stop anywhere; add them up from `NO_SCORES`."""
-    for sample in samples:
-        yield evaluate_image(method, sample, config)
+def evaluate_promptable(
+    method: PromptableSegmenter, samples: Iterable[LabelledImage], config: PromptableConfig, threads: int = 1
+) -> Iterator[PromptableScores]:
+    """Scores image by image, by that many threads, so that a caller can show progress and stop anywhere; add them up from `NO_SCORES`."""
+    return map_threads(lambda sample: evaluate_image(method, sample, config), samples, threads)

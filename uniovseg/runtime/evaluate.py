@@ -32,7 +32,8 @@ class PromptableJobConfig(Config):
     limit: int | None = Field(None, ge=1, description="images taken from the start; null: all")
     output: str = Field("runs/promptable", description="folder of report.json and the picture")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    threads: int = Field(0, ge=0, description="CPU threads of torch; 0: torch's own choice")
+    threads: int = Field(0, ge=0, description="CPU threads of torch, for each image of those at once; 0: torch's own choice")
+    images_at_once: int = Field(1, ge=1, description="images evaluated at a time, a thread each; on a CPU best with threads=1")
     promptable: PromptableConfig = Field(PromptableConfig(), description="grid and chunks")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
@@ -56,7 +57,7 @@ def evaluate_promptable_job(config: PromptableJobConfig) -> dict[str, Any]:
     segmenter = Segmenter.load(config.checkpoint, str(pick_device(config.device)))
     count, samples = labelled_images(config.annotations, config.images, config.panoptic, config.limit)
     scores = NO_SCORES
-    for item in track(evaluate_promptable(segmenter.method, samples, config.promptable), "evaluating prompts", total=count):
+    for item in track(evaluate_promptable(segmenter.method, samples, config.promptable, config.images_at_once), "evaluating prompts", total=count):
         scores += item
     first = list(islice(labelled_images(config.annotations, config.images, config.panoptic, 6)[1], 6))
     picture = everything_picture(segmenter.method, first)

@@ -25,7 +25,7 @@ from uniovseg.evaluation.report import Extremes, ImageRow, panoptic_row, render_
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
 from uniovseg.metrics import PanopticScore, SemanticScore, figure
 from uniovseg.models.clip import ClipConfig, load_clip
-from uniovseg.models.text_classifier import TEMPLATES, build_text_classifier
+from uniovseg.models.text_classifier import build_text_classifier, template_set
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.records import Vocabulary
 from uniovseg.runtime.pool import PoolConfig, over_items
@@ -160,7 +160,7 @@ def _panoptic(config: WordsJobConfig, dataset: LabelledSet) -> Callable[[Item], 
 def _masks(config: MaskClassificationJobConfig, dataset: LabelledSet) -> Callable[[Item], Scored[MaskClassificationScore]]:
     _use_threads(config)
     clip = load_clip(config.clip).to(pick_device(config.device))
-    classifier = build_text_classifier(clip, dataset.vocabulary, TEMPLATES[config.masks.templates])
+    classifier = build_text_classifier(clip, dataset.vocabulary, template_set(config.masks.templates))
 
     def score(item: Item) -> Scored[MaskClassificationScore]:
         (sample,) = dataset.panoptic([item])

@@ -15,9 +15,10 @@ from pydantic import Field
 
 from uniovseg.config import Config
 from uniovseg.data.shapes import CLASS_NAMES, TEXT_STREAM, SceneConfig, draw_scene, encode_image, entities, scene_rng
+from uniovseg.data.views import CanvasSide
 from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.models.phrases import PhraseEmbeddings
-from uniovseg.models.text_classifier import TEMPLATES
+from uniovseg.models.text_classifier import TEMPLATE_SETS, template_set
 from uniovseg.pairing import PairingConfig, pair_image
 from uniovseg.records import ImageEntities
 from uniovseg.segmenter import Segmenter
@@ -30,12 +31,12 @@ class CostConfig(Config):
     """What is measured."""
 
     checkpoint: str = Field("shapes", description="checkpoint; 'shapes': the packaged model of the shapes world")
-    sizes: tuple[int, ...] = Field(
+    sizes: tuple[CanvasSide, ...] = Field(
         (256, 384, 512), min_length=1, description="canvas sides, pixels; measured are the first, the first two, and so on"
     )
     images: int = Field(8, ge=1, description="images timed, after one that is not")
     scene: SceneConfig = Field(SceneConfig(), description="what the images look like")
-    templates: str = Field("simple", pattern=f"^({'|'.join(TEMPLATES)})$", description="prompt templates")
+    templates: str = Field("simple", pattern=f"^({'|'.join(TEMPLATE_SETS)})$", description="prompt templates")
     points_per_side: int = Field(12, ge=1, description="grid of point prompts, points a side")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     threads: int = Field(1, ge=1, description="CPU threads of torch")
@@ -80,7 +81,7 @@ def measure_task(config: CostConfig, task: str) -> list[dict[str, Any]]:
 def _work(task: str, segmenter: Segmenter) -> Callable[[ImageEntities, NDArray[np.uint8]], object]:
     method = segmenter.method
     if task == "matching":
-        phrases = PhraseEmbeddings(method.clip, TEMPLATES[method.config.regions.templates])
+        phrases = PhraseEmbeddings(method.clip, template_set(method.config.regions.templates))
         return lambda record, image: pair_image(PairingConfig(), method, phrases, record, image)
     vocabulary = load_vocabulary(list(CLASS_NAMES))
     method.classifier(vocabulary)

@@ -55,7 +55,7 @@ class ShapesWorldConfig(Config):
     points_per_side: int = Field(12, ge=1, description="grid of point prompts of the evaluation, points a side")
     match: str = Field("jobs/configs/match_shapes.yaml", description="configuration of mask-text matching")
     align: str = Field("jobs/configs/stage2_shapes.yaml", description="configuration of stage 2")
-    align_steps: int = Field(120, ge=1, description="optimizer steps of stage 2")
+    align_steps: int = Field(600, ge=1, description="optimizer steps of stage 2")
     pool: PoolConfig = Field(PoolConfig(), description="actors, each working on one step of one seed at a time")
 
 
