@@ -6,10 +6,10 @@ KILLS ?= 20
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install run-install quickstart serve page-screenshots load-test test test-slow cluster-test fault-test shapes-full real lint types contracts format clean
+.PHONY: help install run-install quickstart serve page-screenshots platform-screenshots load-test test test-slow cluster-test fault-test shapes-full real lint types contracts format clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 install: .venv/installed ## set up .venv with the tested versions, and what tests and checks need
 
@@ -31,6 +31,9 @@ quickstart: run-install ## the whole method on the shapes world, on the CPU (SEE
 serve: run-install ## the service with a page to try it: the quickstart's checkpoint, else the packaged model (PORT=n)
 	$(BIN)/python -m serve port=$(PORT)
 
+platform-screenshots: install ## Ray's dashboard during a sweep and MLflow's comparison after it as pictures in runs/screenshots/platform (needs a Chromium)
+	UNIOVSEG_SCREENSHOTS=$(CURDIR)/runs/screenshots/platform $(BIN)/python -m pytest -m slow tests/e2e/test_screenshots.py
+
 page-screenshots: install ## the page's main states as pictures in runs/screenshots/page (needs a Chromium)
 	UNIOVSEG_SCREENSHOTS=$(CURDIR)/runs/screenshots/page $(BIN)/python -m pytest tests/serve/test_page.py -k "main_states or refusals or busy or key_is"
 
@@ -38,7 +41,7 @@ load-test: install ## the service under load while replicas are killed and the m
 	$(BIN)/python jobs/benchmark.py serve_load
 
 # A second OpenMP thread spins while it waits: beside other work it makes small tensors ten times slower.
-test test-slow cluster-test fault-test: export OMP_NUM_THREADS := 1
+test test-slow cluster-test fault-test platform-screenshots: export OMP_NUM_THREADS := 1
 
 test: install ## the default tests, in two processes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

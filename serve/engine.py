@@ -36,7 +36,7 @@ from uniovseg.api import (
 from uniovseg.data.vocabulary import PACKAGED, load_vocabulary
 from uniovseg.errors import DataError
 from uniovseg.methods.promptable import EmbeddedImage, RegionConfig
-from uniovseg.models.text_classifier import TEMPLATES
+from uniovseg.models.text_classifier import template_set
 from uniovseg.open_vocabulary import UNKNOWN, SegmentationConfig
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import Category, Vocabulary
@@ -141,7 +141,7 @@ class Engine:
 
     def _check_sentences(self, request: NamingRequest, vocabulary: Vocabulary) -> None:
         """Bound the work of the text tower. Raises ServiceError."""
-        default = len(TEMPLATES[request.templates if isinstance(request.templates, str) else self.segmenter.method.config.regions.templates])
+        default = len(template_set(request.templates if isinstance(request.templates, str) else self.segmenter.method.config.regions.templates))
         sentences = sum(len(item.synonyms) * (len(item.templates) if item.templates else default) for item in vocabulary.categories)
         if sentences > self.limits.sentences:
             raise ServiceError("limit_exceeded", "words times templates are too many", seen=sentences, allowed=self.limits.sentences)

@@ -135,6 +135,22 @@ def test_what_the_store_refuses_for_good_holds_up_nothing(mlflow_uri: str, run_i
     assert "MLflow refuses an entry" in caplog.text
 
 
+def test_an_artifact_store_that_fails_holds_up_artifacts_only(mlflow_uri: str, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoArtifacts(Flaky):
+        def log_artifact(self, *arguments: Any) -> None:
+            raise MlflowException("the artifact store says 403")
+
+    monkeypatch.setattr(delivery, "connect", lambda uri: NoArtifacts(MlflowClient(tracking_uri=mlflow_uri), []))
+    sender = Delivery(mlflow_uri, run_id)
+    sender.put(artifact := Artifact("picture.png", b"1"))
+    for step in (1, 2, 3):
+        sender.put(Metrics(step, step, {"loss": 1.0}))
+    sender.put(Ending("FINISHED", 5))
+    assert sender.close(2) == [artifact]
+    assert history(mlflow_uri, run_id, "loss") == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    assert MlflowClient(tracking_uri=mlflow_uri).get_run(run_id).info.status == "FINISHED"
+
+
 def test_the_buffer_is_bounded_and_putting_does_not_wait(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(delivery, "MOST_ENTRIES", 5)
     monkeypatch.setattr(delivery, "MOST_BYTES", 10)

@@ -2,12 +2,13 @@
 
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import boto3
 import pytest
+from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 
 from uniovseg import checkpoint, storage
 from uniovseg.checkpoint import CheckpointInfo
@@ -55,11 +56,23 @@ def test_workers_need_a_whole_place_each(config: TrainJobConfig) -> None:
 
 def test_an_elastic_run_needs_places_for_its_fewest_workers_and_rows_for_its_most(config: TrainJobConfig) -> None:
     elastic = changed(config, workers=6, min_workers=3, cpus_per_worker=3, batch_size=10)
+    assert doctor.check_feed(elastic, [NODE, NODE]).startswith("7 of 16 are left")
     assert doctor.check_workers(elastic, [NODE, NODE]) == "3 to 6 of 3 CPUs each; room for 4"
     fails(lambda: doctor.check_workers(elastic, [NODE]), ConfigError, "room for 2", "min_workers")
     assert doctor.check_data(elastic)  # ten rows over six workers: uneven, as any number between three and six may be
     fails(lambda: doctor.check_data(changed(elastic, min_workers=None)), ConfigError, "multiple of 6")
     fails(lambda: doctor.check_data(changed(elastic, batch_size=4)), ConfigError, "at least 6")
+
+
+def test_what_an_autoscaled_cluster_lacks_now_is_waited_for_and_files_of_one_machine_are_refused(config: TrainJobConfig, mlflow_uri: str) -> None:
+    head = replace(NODE, cpus=0)
+    growing = changed(config, autoscaled=True, workers=6, gpus_per_worker=1, start_minutes=20)
+    fails(lambda: doctor.check_workers(changed(growing, autoscaled=False), [head]), ConfigError, "room for 0", "autoscaled=true")
+    assert "room for 0 now, waits at most 20 minutes" in doctor.check_workers(growing, [head])
+    assert "0 of 0 are left now" in doctor.check_feed(growing, [head])
+    fails(lambda: doctor.check_shared(growing, [head]), ConfigError, "adds nodes on demand", "s3://")
+    tracked = changed(growing, tracking=TrackingConfig(uri=mlflow_uri))
+    fails(lambda: doctor.check_shared_tracking(tracked, [head]), ConfigError, "adds nodes on demand", "tracking.uri=null")
 
 
 def test_workers_need_their_gpus(config: TrainJobConfig) -> None:
@@ -169,12 +182,31 @@ def test_missing_data_and_weights_are_found(config: TrainJobConfig, tmp_path: Pa
     fails(lambda: doctor.check_init(changed(tracked, init="models:/uniovseg")), CheckpointError, "models:/name/version")
 
 
-def test_a_token_is_asked_for_where_the_mode_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def fresh_token() -> Iterator[Callable[[], None]]:
+    """Makes Ray look for the token anew, now and after the test."""
+    forget = AuthenticationTokenLoader.instance().reset_cache
+    yield forget
+    forget()
+
+
+def test_a_token_is_asked_for_where_the_mode_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh_token: Callable[[], None]) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert doctor.check_token().startswith("off")
     monkeypatch.delenv("RAY_AUTH_MODE")
-    assert doctor.check_token().startswith("on")
+    assert doctor.check_token().startswith("on"), "a cluster of one's own"
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 32)
+    fresh_token()
+    assert "needs RAY_AUTH_MODE=token" in doctor.check_token()
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert doctor.check_token() == "on"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fresh_token()
+    fails(doctor.check_token, ConfigError, "no token for the cluster", "127.0.0.1:6379", "get-auth-token")
 
 
 def test_the_launch_ends_at_the_first_error_and_the_table_holds_all() -> None:

@@ -31,7 +31,15 @@ def costs(**changes: float) -> Costs:
 
 @pytest.fixture(scope="module")
 def config() -> TrainJobConfig:
-    changes = ["steps=1000", "batch_size=56", "data.view.size=896", "cpus_per_worker=2", "checkpoint_every=300", "data.window_groups=64"]
+    changes = [
+        "steps=1000",
+        "batch_size=56",
+        "data.view.size=896",
+        "cpus_per_worker=2",
+        "checkpoint_every=300",
+        "keep_metric=null",
+        "data.window_groups=64",
+    ]
     return load(TrainJobConfig, CONFIGS / "stage1_sa1b.yaml", changes)
 
 

@@ -16,7 +16,7 @@ from serve.problems import KINDS
 from tests.serve.conftest import LIMITS, client_of, decoded_map, encoded
 from uniovseg.api import REQUEST_HEADER, MasksResponse, ModelsResponse, Problem, SegmentationResponse, VocabulariesResponse
 from uniovseg.data.vocabulary import PACKAGED, load_vocabulary
-from uniovseg.models.text_classifier import TEMPLATES
+from uniovseg.models.text_classifier import template_set
 from uniovseg.segmenter import Segmenter
 
 WORDS = ["red star", "blue ring", "water"]
@@ -142,9 +142,9 @@ def test_what_words_may_bring(client: TestClient, png: bytes) -> None:
         return found
 
     plain = scores({"vocabulary": WORDS})
-    assert scores({"vocabulary": WORDS, "templates": list(TEMPLATES["simple"])}) == pytest.approx(plain, abs=1e-5)
+    assert scores({"vocabulary": WORDS, "templates": list(template_set("simple"))}) == pytest.approx(plain, abs=1e-5)
     assert scores({"vocabulary": WORDS, "templates": "vild14"}) == pytest.approx(
-        scores({"vocabulary": WORDS, "templates": list(TEMPLATES["vild14"])}), abs=1e-5
+        scores({"vocabulary": WORDS, "templates": list(template_set("vild14"))}), abs=1e-5
     )
     assert scores({"vocabulary": WORDS, "templates": ["{} there"]}) != pytest.approx(plain, abs=1e-7)
     own = [{"name": word, "templates": ["{} there"]} for word in WORDS]
@@ -230,6 +230,7 @@ WRONG = [
     ("/v1/prompt", {"boxes": [[1, 2, 3, 4]] * 11}, "limit_exceeded"),
     ("/v1/prompt", {"points": [[1, 2]], "labels": [1, 0]}, "invalid_request"),
     ("/v1/prompt", {"points": [[1, 2]], "labels": [2]}, "invalid_request"),
+    ("/v1/prompt", {"points": [[1, 2]], "labels": [0]}, "invalid_request"),
     ("/v1/prompt", {"points": [[91, 2]]}, "invalid_request"),
     ("/v1/prompt", {"points": [[1e308, 2]]}, "invalid_request"),
     ("/v1/prompt", {"boxes": [[1, 2, 0, 4]]}, "invalid_request"),

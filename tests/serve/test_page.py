@@ -1,13 +1,8 @@
-"""The page in a real browser, before a service that knows the right answers.
-
-Set UNIOVSEG_CHROMIUM to a browser that is not on PATH, and UNIOVSEG_SCREENSHOTS to a folder where the page's main states are to be kept.
-"""
+"""The page in a real browser (see `tests.browser`), before a service that knows the right answers."""
 
 import asyncio
 import io
 import json
-import os
-import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +14,7 @@ import pytest
 import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Download, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Download, Page, expect
 from pycocotools import mask as coco_mask
 
 from serve.api import create_api
@@ -28,6 +23,7 @@ from serve.problems import ServiceError
 from serve.samples import SIDE, WORDS_HEADER, sample_scene
 from serve.samples import router as samples
 from serve.service import Service
+from tests.browser import running_browser, snap
 from tests.serve.shapes_backend import Truth, parts
 from uniovseg.api import EverythingRequest, Limits, PromptRequest, SegmentRequest
 from uniovseg.data.shapes import Scene
@@ -36,15 +32,6 @@ PAGE = Path(__file__).parents[2] / "serve" / "page"
 SEED = 28  # the first sample of the page
 LIMITS = Limits(words=20, side=1000)
 WAIT_MS = 60_000
-
-
-def chromium() -> str:
-    """Path of a browser; skips where there is none."""
-    names = (os.environ.get("UNIOVSEG_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-    found = next((path for path in (shutil.which(name) for name in names if name) if path), None)
-    if found is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on PATH, and UNIOVSEG_CHROMIUM names none")
-    return found
 
 
 class Server:
@@ -68,11 +55,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +164,6 @@ def masks_shown(page: Page) -> list[NDArray[np.bool_]]:
     """The masks that are switched on, by way of the download."""
     _, data = downloaded(page, "#save-json")
     return [coco_mask.decode(segment["mask"]).astype(bool) for segment in json.loads(data)["segments"]]
-
-
-def snap(page: Page, name: str, folder: Path) -> None:
-    """Keep a screenshot where UNIOVSEG_SCREENSHOTS says, else with the test."""
-    folder = Path(os.environ.get("UNIOVSEG_SCREENSHOTS") or folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    page.evaluate("scrollTo(0, 0)")
-    page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
 # -- words ------------------------------------------------------------------------------------------------------------------------------------------

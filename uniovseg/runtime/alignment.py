@@ -9,6 +9,7 @@ from pydantic import Field
 from rich.progress import track
 
 from uniovseg.config import Config
+from uniovseg.data.views import CanvasSide
 from uniovseg.evaluation.naming import NamingScore, evaluate_namings
 from uniovseg.methods.promptable import RegionConfig
 from uniovseg.metrics import figure
@@ -26,10 +27,13 @@ class NamingsConfig(Config):
     vocabulary: str | None = Field(
         None, description="words of the set's categories, a packaged vocabulary or a file with the same ids; null: their names"
     )
-    sizes: tuple[tuple[int, ...], ...] = Field(((256,), (384,), (256, 384)), description="scale sets of the frozen CLIP that are tried")
+    sizes: tuple[tuple[CanvasSide, ...], ...] = Field(
+        ((256,), (384,), (256, 384), (320, 384)), description="scale sets of the frozen CLIP that are tried"
+    )
     templates: tuple[str, ...] = Field(("simple", "vild14"), description="template sets of the frozen CLIP that are tried")
     points_per_side: int = Field(12, ge=1, description="grid of point prompts, points a side")
     limit: int | None = Field(None, ge=1, description="images taken from the start; null: all")
+    images_at_once: int = Field(1, ge=1, description="images evaluated at a time, a thread each")
     segmentation: SegmentationConfig = Field(SegmentationConfig(), description="from masks to maps")
 
 
@@ -83,7 +87,8 @@ def compare_namings(config: NamingsConfig, aligned: Mapping[str, str], unseen: C
     dataset = open_source(SourceConfig(annotations=config.annotations, vocabulary=config.vocabulary, limit=config.limit))
     samples = zip(dataset.panoptic(), dataset.semantic(), strict=True)
     totals = dict.fromkeys(namings, NamingScore.zero(len(dataset.vocabulary)))
-    for scores in track(evaluate_namings(namings, samples, dataset.vocabulary, config.segmentation), "naming masks", total=len(dataset.items)):
+    scored = evaluate_namings(namings, samples, dataset.vocabulary, config.segmentation, config.images_at_once)
+    for scores in track(scored, "naming masks", total=len(dataset.items)):
         totals = {name: totals[name] + score for name, score in scores.items()}
     best = max(frozen, key=lambda name: totals[name].semantic.miou())
     return Namings(

@@ -1,8 +1,9 @@
 """What a process logs to MLflow, on its way to a tracking server that may be away for a while.
 
 Whoever logs puts an entry into a buffer of bounded size and goes on at once. A thread sends the entries in their order, and waits ever longer between tries
-while the server does not answer. Nothing arrives twice: before the first request and after each failed one the thread asks which step the run has of each
-metric, and leaves out points that are there. So a worker that is started again may log what its predecessor has logged, and what it had not delivered.
+while the server does not answer; only an artifact whose store fails lets the others pass. Nothing arrives twice: before the first request and after each
+failed one the thread asks which step the run has of each metric, and leaves out points that are there. So a worker that is started again may log what its
+predecessor has logged, and what it had not delivered.
 
 At the end the run waits a bounded time for what is left. What then has not arrived is kept in the run's folder, and is delivered by
 ``python -m uniovseg.runtime.delivery FOLDER`` when the server is back.
@@ -169,6 +170,9 @@ class Delivery:
             except Exception as error:  # whatever the client and its transports raise, tracking must not end a run
                 if not _permanent(error):
                     self._steps = None
+                    if isinstance(batch[0], Artifact):
+                        with self._changed:
+                            self.entries.rotate(-1)  # artifacts have a store of their own, which may be away while the server is not
                     pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
                     self._wait(pause)
                     continue

@@ -31,7 +31,7 @@ from uniovseg.errors import CheckpointError, ConfigError, MissingFileError, Stor
 from uniovseg.runtime import registry
 from uniovseg.runtime.datasets import CPUS_OF_A_FEED
 from uniovseg.runtime.model_size import model_size
-from uniovseg.runtime.session import ray_session
+from uniovseg.runtime.session import OBJECT_STORE, ray_session
 from uniovseg.storage import Location
 from uniovseg.training import refuse_other_run
 
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from uniovseg.runtime.train import TrainJobConfig
 
 SHARED_MEMORY = Path("/dev/shm")
-
-OBJECT_STORE = 512 * 1024**2
-"""Bytes of the object store of a cluster that a job starts on its own machine (`ray_session`)."""
 
 FULLEST = 0.95
 """Share of a disk in use from which Ray makes no more objects on that node."""
@@ -288,16 +285,20 @@ def check_token() -> str:
             "there is no token for the cluster", seen=f"RAY_ADDRESS={address}", allowed="RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token",
             fix="copy the head's token; ray get-auth-token prints it there",
         )  # fmt: skip
-    return "on" if token else "off: no token here; a cluster that asks for one refuses (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN)"
+    if mode != "token" or not token:
+        return "off: none is sent, and a cluster that asks for one refuses; it needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    return "on"
 
 
 def check_workers(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
     """All workers, or those that the run begins with, find a place at the same time; else they are waited for in vain."""
     fits = sum(_workers_of(config, node) for node in nodes)
     if fits < (config.min_workers or config.workers):
+        if config.autoscaled:
+            return f"{config.describe_workers} each; room for {fits} now, waits at most {config.start_minutes:g} minutes for nodes"
         raise ConfigError(
             "the cluster is too small for the workers", seen=f"workers={config.describe_workers} each; room for {fits} on {len(nodes)} nodes",
-            allowed=f"at most {fits}", fix="lower workers, min_workers or cpus_per_worker, or add nodes",
+            allowed=f"at most {fits}", fix="lower workers, min_workers or cpus_per_worker, or add nodes; autoscaled=true where they come on demand",
         )  # fmt: skip
     return f"{config.describe_workers} each; room for {fits}"
 
@@ -312,9 +313,11 @@ def check_feed(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
     """Beside the workers enough CPUs are left for Ray Data; with fewer it waits without a word."""
     if config.data.feed != "ray":
         return f"none needed: data.feed={config.data.feed}"
-    cpus, taken = sum(node.cpus for node in nodes), config.workers * config.cpus_per_worker
-    needed = config.workers * CPUS_OF_A_FEED
+    workers = config.min_workers or config.workers
+    cpus, taken, needed = sum(node.cpus for node in nodes), workers * config.cpus_per_worker, workers * CPUS_OF_A_FEED
     if cpus - taken < needed:
+        if config.autoscaled:
+            return f"{max(0.0, cpus - taken):g} of {cpus:g} are left now, {needed:g} needed: nodes are to come"
         raise ConfigError(
             "too few CPUs are left for Ray Data beside the workers", seen=f"{cpus - taken:g} of {cpus:g}", allowed=f"at least {needed:g}",
             fix="lower workers or cpus_per_worker, add CPU nodes, or set data.feed=threads",
@@ -322,12 +325,17 @@ def check_feed(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
     return f"{cpus - taken:g} of {cpus:g} are left, {needed:g} needed"
 
 
+def _several(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
+    """Says so where the cluster has, or will have, more than one node."""
+    return f"has {len(nodes)} nodes" if len(nodes) > 1 else "adds nodes on demand" if config.autoscaled else ""
+
+
 def check_shared(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
     """Every node sees the run's files: no local path where there are several nodes, and each can read the output."""
     local = [f"{key}={uri}" for key, uri in _uris(config).items() if Location.of(uri).is_local]
-    if len(nodes) > 1 and local:
+    if (several := _several(config, nodes)) and local:
         raise ConfigError(
-            f"the cluster has {len(nodes)} nodes, and a path of one machine is not seen by the others", seen=", ".join(local),
+            f"the cluster {several}, and a path of one machine is not seen by the others", seen=", ".join(local),
             allowed="s3://... or another shared URI",
         )  # fmt: skip
     blind = [node for node in nodes if node.unreadable]
@@ -344,10 +352,10 @@ def check_shared_tracking(config: "TrainJobConfig", nodes: Sequence[Node]) -> st
     uri = config.tracking.resolve()
     if uri is None:
         return "off"
-    if len(nodes) > 1 and (uri.startswith(FILE_STORES) or "://" not in uri):
+    if (several := _several(config, nodes)) and (uri.startswith(FILE_STORES) or "://" not in uri):
         raise ConfigError(
-            f"the cluster has {len(nodes)} nodes, and an MLflow store that is a file is seen by one", seen=uri, allowed="http(s)://...",
-            fix="start mlflow server and name it by MLFLOW_TRACKING_URI",
+            f"the cluster {several}, and an MLflow store that is a file is seen by one", seen=uri, allowed="http(s)://...",
+            fix="start mlflow server, name it by MLFLOW_TRACKING_URI, and give tracking.uri=null",
         )  # fmt: skip
     return "one node" if len(nodes) == 1 else "a server"
 

@@ -23,7 +23,7 @@ from uniovseg.errors import DataError
 from uniovseg.records import ImageMasks, Rejected
 from uniovseg.runtime.parts import check_commits, run_parts
 from uniovseg.runtime.session import ray_session
-from uniovseg.runtime.shards import Commit, PartRange, read_commits, write_manifest, write_part
+from uniovseg.runtime.shards import Commit, PartRange, check_settings, read_commits, write_manifest, write_part
 from uniovseg.runtime.tracked_job import tracked
 from uniovseg.runtime.tracking import TrackingConfig
 from uniovseg.storage import Location
@@ -126,6 +126,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     parts = plan_parts(config)
     commits = read_commits(output)
     check_commits(commits, parts, "part_bytes")
+    check_settings(output, {"verify": config.verify})
     left = [part for part in parts if part.range.name not in commits]
     if left:
         with ray_session(config.cpus):

@@ -20,7 +20,7 @@ from uniovseg.data.shards import ShardSet
 from uniovseg.errors import ConfigError, DataError
 from uniovseg.methods.promptable import RegionConfig
 from uniovseg.models.phrases import PhraseEmbeddings
-from uniovseg.models.text_classifier import TEMPLATES
+from uniovseg.models.text_classifier import template_set
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.pairing import PairingConfig, pair_image
 from uniovseg.pictures import Picture, draw_masks
@@ -59,7 +59,7 @@ class Matcher:
         self.source = ShardSet(config.entities)
         changes = {"regions": config.regions.model_dump(mode="json")}
         self.method = Segmenter.load(config.checkpoint, str(pick_device(config.device)), changes).method
-        self.phrases = PhraseEmbeddings(self.method.clip, TEMPLATES[config.regions.templates])
+        self.phrases = PhraseEmbeddings(self.method.clip, template_set(config.regions.templates))
 
     def __call__(self, part: PartRange) -> Commit:
         """Match the rows of one row group and commit them."""

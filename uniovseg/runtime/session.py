@@ -7,6 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
+
+from uniovseg.errors import ConfigError
+
+OBJECT_STORE = 512 * 1024**2
+"""Bytes of the object store of a cluster that a job starts on its own machine."""
 
 
 def quiet_ray_data() -> None:
@@ -25,6 +31,9 @@ def ray_session(cpus: int) -> Iterator[None]:
     Args:
         cpus: CPUs that a local cluster offers at least. They are names for slots: more than the cores there are is fine, and needed where Train workers
             would leave none for Ray Data, which then waits for ever.
+
+    Raises:
+        ConfigError: the cluster that RAY_ADDRESS names refuses this process.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -33,16 +42,21 @@ def ray_session(cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(logging_level=logging.WARNING)
+        except AuthenticationError as error:
+            raise ConfigError(
+                "the cluster refuses this process", seen=f"RAY_ADDRESS={address}, RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')}",
+                allowed="RAY_AUTH_MODE=token with the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token", fix="ray get-auth-token prints it on the head",
+            ) from error  # fmt: skip
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away; a process less
         # Ray Data reads this in every process of the cluster; it is its own default with the terminal's level raised to WARNING.
         os.environ.setdefault("RAY_DATA_LOGGING_CONFIG", str(Path(__file__).with_name("ray_data_logging.json")))
         # A cluster of one's own asks for a token (made in ~/.ray when there is none); Ray would say so with a warning each time.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-        memory = 512 * 1024**2
-        ray.init(num_cpus=max(cpus, os.cpu_count() or 1), object_store_memory=memory, logging_level=logging.WARNING, include_dashboard=True)
+        ray.init(num_cpus=max(cpus, os.cpu_count() or 1), object_store_memory=OBJECT_STORE, logging_level=logging.WARNING, include_dashboard=True)
     try:
         yield
     finally:

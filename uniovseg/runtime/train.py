@@ -57,6 +57,9 @@ class TrainJobConfig(TrainConfig):
     cpus_per_worker: float = Field(1, gt=0, description="CPUs a worker")
     placement: Literal["PACK", "SPREAD"] = Field("PACK", description="PACK: workers on as few nodes as they fit; SPREAD: on as many as there are")
     start_minutes: float = Field(10, gt=0, description="how long to wait until all workers have their places, for example while nodes start")
+    autoscaled: bool = Field(
+        False, description="the cluster adds nodes on demand: too few places at the launch are no error, the run waits for start_minutes"
+    )
     max_failures: int = Field(3, ge=0, description="how often the workers are started again after a failure; lost spot nodes do not count")
     failed_checkpoints: int = Field(2, ge=0, description="how many checkpoints in a row may be lost to a failing store or a full disk")
     resume: bool = Field(

@@ -16,7 +16,7 @@ from uniovseg.data.shapes_sets import write_panoptic
 from uniovseg.errors import DataError
 from uniovseg.evaluation.mask_classification import classify_image, subsets
 from uniovseg.methods.mask_generation import MaskGeneration
-from uniovseg.models.text_classifier import TEMPLATES, build_text_classifier
+from uniovseg.models.text_classifier import build_text_classifier, template_set
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImagePairs
 from uniovseg.runtime.match import MatchConfig
@@ -82,7 +82,7 @@ def test_scores_on_a_labelled_set_are_those_of_mask_classification(tiny_method: 
     task = ScalesTask(match="-", sizes=(64, 96, 128), truth=LabelledTruth(annotations=annotations))
     matrices = measure(task, base, Location.of(tmp_path))
     dataset = open_panoptic(annotations, str(tmp_path / "set/images"))
-    classifier = build_text_classifier(tiny_method.clip, dataset.vocabulary, TEMPLATES[base.regions.templates])
+    classifier = build_text_classifier(tiny_method.clip, dataset.vocabulary, template_set(base.regions.templates))
     expected = sum(classify_image(tiny_method.clip, classifier, sample, task.sizes).correct.sum(1) for sample in dataset.panoptic(dataset.items))
     assert matrices.wanted.sum() > 10
     for chosen, correct in zip(subsets(task.sizes), expected, strict=True):

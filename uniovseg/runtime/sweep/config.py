@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from uniovseg.config import Config
 from uniovseg.data.shapes import SceneConfig
+from uniovseg.data.views import CanvasSide
 from uniovseg.runtime.evaluate_words import SourceConfig
 from uniovseg.runtime.sweep.spaces import LISTS, Space
 from uniovseg.runtime.tracking import TrackingConfig
@@ -31,7 +32,7 @@ class ScalesTask(Config):
     name: Literal["scales"] = Field("scales", description="sets of canvas sizes")
     match: str = Field(..., description="configuration of jobs/match.py")
     overrides: tuple[str, ...] = Field((), description="key=value changes of it")
-    sizes: tuple[int, ...] = Field(..., min_length=1, description="all canvas sides that the sets are made of, pixels, divisible by 32")
+    sizes: tuple[CanvasSide, ...] = Field(..., min_length=1, description="all canvas sides that the sets are made of, pixels")
     truth: ShapesTruth | LabelledTruth = Field(ShapesTruth(), discriminator="name", description="what is right")
 
 

@@ -17,7 +17,7 @@ from uniovseg.errors import DataError
 from uniovseg.evaluation.mask_classification import region_embeddings
 from uniovseg.evaluation.true_masks import truth_masks
 from uniovseg.mask_text_matching import FloatArray
-from uniovseg.models.text_classifier import TEMPLATES, build_text_classifier
+from uniovseg.models.text_classifier import build_text_classifier, template_set
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImagePairs
 from uniovseg.runtime.evaluate_words import open_source
@@ -118,7 +118,7 @@ def _classifier(config: MatchConfig, dataset: LabelledSet) -> Callable[[Item], M
     if config.threads:
         torch.set_num_threads(config.threads)
     clip = Segmenter.load(config.checkpoint, str(pick_device(config.device))).method.clip
-    classifier = build_text_classifier(clip, dataset.vocabulary, TEMPLATES[config.regions.templates])
+    classifier = build_text_classifier(clip, dataset.vocabulary, template_set(config.regions.templates))
 
     @torch.no_grad()
     def measured(item: Item) -> Measured:
