@@ -158,9 +158,18 @@ class Clip(nn.Module):
         return self.project(self.features(images).res5.mean(dim=(2, 3)))
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Text embeddings [T, D], not normalised."""
-        tokens = self.tokenizer(texts).to(self.model.text_projection.device)
-        return cast(Tensor, self.model.encode_text(tokens, normalize=False))
+        """Text embeddings [T, D], not normalised.
+
+        The context ends where the longest text does. Open_clip's own goes on to its full length, several times the work for the same embeddings: each
+        token sees only those before it, and a text is read at its end.
+        """
+        model = self.model
+        tokens = self.tokenizer(texts).to(model.text_projection.device)
+        ends = tokens.argmax(1)  # the end of a text is the largest token
+        length = int(ends.max()) + 1
+        x = (model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]).to(model.transformer.get_cast_dtype())
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+        return cast(Tensor, x[torch.arange(len(x), device=x.device), ends] @ model.text_projection)
 
     @property
     def logit_scale(self) -> Tensor:
