@@ -1,6 +1,6 @@
 """Several ways of naming the same masks, compared: an adapter against the frozen CLIP, one scale set against another.
 
-Proposals are made once an image, by the first method, so that every difference in the scores is one of names.
+Proposals are made once an image and proposer, so that every difference between the scores of one proposer is one of names.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ import torch
 from uniovseg.data.benchmarks import PanopticSample, SemanticSample, read_image
 from uniovseg.evaluation.true_masks import truth_masks
 from uniovseg.evaluation.words import panoptic_result, semantic_result
-from uniovseg.methods.promptable import PromptableSegmenter
+from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
 from uniovseg.metrics import PanopticScore, SemanticScore
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.records import Prediction, Vocabulary
@@ -40,47 +40,62 @@ class NamingScore:
         return NamingScore(self.semantic + other.semantic, self.panoptic + other.panoptic, self.oracle + other.oracle)
 
 
+Scores = dict[str, dict[str, NamingScore]]
+"""By proposer, then by naming."""
+
+
 def evaluate_namings(
     namings: Mapping[str, PromptableSegmenter],
+    proposers: Mapping[str, PromptableSegmenter],
     samples: Iterable[tuple[PanopticSample, SemanticSample]],
     vocabulary: Vocabulary,
     config: SegmentationConfig,
     threads: int = 1,
-) -> Iterator[dict[str, NamingScore]]:
-    """Score each image under each naming.
+) -> Iterator[Scores]:
+    """Score each image's masks by each proposer under each naming.
 
     Args:
-        namings: methods by name; the first one proposes the masks of all. Those without an adapter share their maps, so they have the same CLIP.
+        namings: methods by name.
+        proposers: methods that propose masks, by name. The first one's maps serve all namings without an adapter, so these have the same CLIP.
         samples: each image's ground truth in both forms.
         vocabulary: the classes.
         config: from masks to maps.
         threads: images at a time.
     """
-    return map_threads(lambda sample: score_namings(namings, *sample, vocabulary, config), samples, threads)
+    for method in namings.values():
+        method.classifier(vocabulary)  # once, before the threads would each do it
+    return map_threads(lambda sample: score_namings(namings, proposers, *sample, vocabulary, config), samples, threads)
 
 
 @torch.no_grad()
 def score_namings(
     namings: Mapping[str, PromptableSegmenter],
+    proposers: Mapping[str, PromptableSegmenter],
     panoptic: PanopticSample,
     semantic: SemanticSample,
     vocabulary: Vocabulary,
     config: SegmentationConfig,
-) -> dict[str, NamingScore]:
-    """One image's score under each naming; the arguments are those of `evaluate_namings`."""
-    first = next(iter(namings.values()))
+) -> Scores:
+    """One image's scores; the arguments are those of `evaluate_namings`."""
     image = read_image(panoptic)
-    embedded = first.embed(image)
-    proposals = first.propose(embedded)
+    embedded = {name: proposer.embed(image) for name, proposer in proposers.items()}
+    proposed = {name: proposer.propose(embedded[name]) for name, proposer in proposers.items()}
     masks, _ = truth_masks(panoptic.truth)
-    perfect = Prediction(masks=masks, quality=torch.ones(len(masks)), class_scores=proposals.class_scores)
-    scores = {}
+    perfect = Prediction(masks=masks, quality=torch.ones(len(masks)), class_scores=torch.zeros(len(masks), 0))
+    frozen = next(iter(embedded.values()))
+    scores: Scores = {name: {} for name in proposers}
     for name, method in namings.items():
-        seen = embedded if method.adapter is None else replace(embedded, dense={})
-        named, oracle = (replace(prediction, class_scores=method.classify(seen, prediction.masks, vocabulary)) for prediction in (proposals, perfect))
-        scores[name] = NamingScore(
-            semantic=semantic_result(named, semantic, image, vocabulary, config).score,
-            panoptic=panoptic_result(named, panoptic, image, vocabulary, config).score,
-            oracle=semantic_result(oracle, semantic, image, vocabulary, config).score,
-        )
+        seen = frozen if method.adapter is None else replace(frozen, dense={})
+
+        def named(prediction: Prediction, method: PromptableSegmenter = method, seen: EmbeddedImage = seen) -> Prediction:
+            return replace(prediction, class_scores=method.classify(seen, prediction.masks, vocabulary))
+
+        oracle = semantic_result(named(perfect), semantic, image, vocabulary, config).score
+        for proposer, proposals in proposed.items():
+            found = named(proposals)
+            scores[proposer][name] = NamingScore(
+                semantic=semantic_result(found, semantic, image, vocabulary, config).score,
+                panoptic=panoptic_result(found, panoptic, image, vocabulary, config).score,
+                oracle=oracle,
+            )
     return scores

@@ -22,7 +22,8 @@ from uniovseg.segmenter import Segmenter
 class NamingsConfig(Config):
     """Frozen against adapted naming on a labelled set; the adapters are named apart."""
 
-    baseline: str = Field(..., description="checkpoint without an adapter; it proposes the masks of all")
+    baseline: str = Field(..., description="checkpoint without an adapter; it proposes the masks that all name")
+    masks_of: tuple[str, ...] = Field((), description="further checkpoints, whose masks are named and scored too, apart")
     annotations: str = Field(..., description="COCO panoptic JSON, with images/ beside it")
     vocabulary: str | None = Field(
         None, description="words of the set's categories, a packaged vocabulary or a file with the same ids; null: their names"
@@ -68,34 +69,41 @@ class Namings:
     aligned: Mapping[str, NamingFigures]
 
 
-def compare_namings(config: NamingsConfig, aligned: Mapping[str, str], unseen: Collection[str]) -> Namings:
+def compare_namings(config: NamingsConfig, aligned: Mapping[str, str], unseen: Collection[str]) -> dict[str, Namings]:
     """Evaluate several adapters and the frozen settings on the same masks, in one pass over the images.
 
     Args:
         config: the set and the frozen settings.
         aligned: checkpoints with an adapter over the same CLIP, by any name; each names masks at its own sizes.
         unseen: the names of the classes that no caption of stage 2 names.
+
+    Returns:
+        By the checkpoint that proposed the masks, ``config.baseline`` first.
     """
     changes = {"test_points_per_side": config.points_per_side}
-    baseline = Segmenter.load(config.baseline, changes=changes).method
-    namings = {
-        f"{'+'.join(map(str, sizes))} px, {templates}": baseline.with_regions(RegionConfig(sizes=sizes, templates=templates))
+    proposers = {uri: Segmenter.load(uri, changes=changes).method for uri in (config.baseline, *config.masks_of)}
+    frozen = {
+        f"{'+'.join(map(str, sizes))} px, {templates}": proposers[config.baseline].with_regions(RegionConfig(sizes=sizes, templates=templates))
         for sizes, templates in product(config.sizes, config.templates)
     }
-    frozen = list(namings)
-    namings |= {f"aligned: {name}": Segmenter.load(uri, changes=changes).method for name, uri in aligned.items()}
+    namings = frozen | {f"aligned: {name}": Segmenter.load(uri).method for name, uri in aligned.items()}
     dataset = open_source(SourceConfig(annotations=config.annotations, vocabulary=config.vocabulary, limit=config.limit))
     samples = zip(dataset.panoptic(), dataset.semantic(), strict=True)
-    totals = dict.fromkeys(namings, NamingScore.zero(len(dataset.vocabulary)))
-    scored = evaluate_namings(namings, samples, dataset.vocabulary, config.segmentation, config.images_at_once)
+    zero = NamingScore.zero(len(dataset.vocabulary))
+    totals = {uri: dict.fromkeys(namings, zero) for uri in proposers}
+    scored = evaluate_namings(namings, proposers, samples, dataset.vocabulary, config.segmentation, config.images_at_once)
     for scores in track(scored, "naming masks", total=len(dataset.items)):
-        totals = {name: totals[name] + score for name, score in scores.items()}
-    best = max(frozen, key=lambda name: totals[name].semantic.miou())
-    return Namings(
-        baseline=_figures(totals[best], dataset.vocabulary, unseen),
-        baseline_setting=best,
-        aligned={name: _figures(totals[f"aligned: {name}"], dataset.vocabulary, unseen) for name in aligned},
-    )
+        totals = {uri: {name: total + scores[uri][name] for name, total in each.items()} for uri, each in totals.items()}
+
+    def best(totals: Mapping[str, NamingScore]) -> Namings:
+        setting = max(frozen, key=lambda name: totals[name].semantic.miou())
+        return Namings(
+            baseline=_figures(totals[setting], dataset.vocabulary, unseen),
+            baseline_setting=setting,
+            aligned={name: _figures(totals[f"aligned: {name}"], dataset.vocabulary, unseen) for name in aligned},
+        )
+
+    return {uri: best(each) for uri, each in totals.items()}
 
 
 def _figures(score: NamingScore, vocabulary: Vocabulary, unseen: Collection[str]) -> NamingFigures:
@@ -111,15 +119,18 @@ def _figures(score: NamingScore, vocabulary: Vocabulary, unseen: Collection[str]
 def compare_alignment(config: AlignmentConfig, unseen: Collection[str]) -> dict[str, Any]:
     """Evaluate; `unseen` are the names of the classes that no caption of stage 2 names. Every figure is a fraction.
 
-    ``oracle_mask_miou`` is the aligned naming's mIoU when the masks are the ground truth's.
+    ``oracle_mask_miou`` is the aligned naming's mIoU when the masks are the ground truth's. ``masks_of`` holds the same for the masks of each further
+    checkpoint, by its URI.
     """
-    found = compare_namings(config, {"aligned": config.aligned}, unseen)
-    report: dict[str, Any] = {}
-    for label, figures in (("baseline", found.baseline), ("aligned", found.aligned["aligned"])):
-        report[f"{label}_miou"] = figures.miou
-        report[f"{label}_unseen_miou"] = figures.unseen_miou
-        report[f"{label}_pq"] = figures.pq
-    report["oracle_mask_miou"] = found.aligned["aligned"].oracle_mask_miou
-    report["baseline_oracle_mask_miou"] = found.baseline.oracle_mask_miou
-    report["baseline_setting"] = found.baseline_setting
-    return report
+    found = {uri: _report(namings) for uri, namings in compare_namings(config, {"aligned": config.aligned}, unseen).items()}
+    return {**found[config.baseline], "masks_of": {uri: found[uri] for uri in config.masks_of}}
+
+
+def _report(found: Namings) -> dict[str, Any]:
+    baseline, aligned = found.baseline, found.aligned["aligned"]
+    return {
+        "baseline_miou": baseline.miou, "baseline_unseen_miou": baseline.unseen_miou, "baseline_pq": baseline.pq,
+        "aligned_miou": aligned.miou, "aligned_unseen_miou": aligned.unseen_miou, "aligned_pq": aligned.pq,
+        "oracle_mask_miou": aligned.oracle_mask_miou, "baseline_oracle_mask_miou": baseline.oracle_mask_miou,
+        "baseline_setting": found.baseline_setting,
+    }  # fmt: skip

@@ -40,7 +40,7 @@ class QuickstartConfig(Config):
 
     output: str = Field("runs/quickstart", description="folder of everything; it is emptied of an earlier run's training first")
     seed: int = Field(0, ge=0, description="seed of the world, the weights and every draw")
-    image_masks: int = Field(3280, ge=64, description="scenes to train on")
+    image_masks: int = Field(1664, ge=64, description="scenes to train on")
     image_text: int = Field(256, ge=0, description="scenes with captions")
     evaluation: int = Field(64, ge=8, description="labelled scenes to evaluate on")
     train: str = Field("jobs/configs/stage1_shapes.yaml", description="configuration of stage 1")
@@ -84,7 +84,7 @@ def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
     job = load(
         TrainJobConfig, config.train,
         [f"output={config.output}/stage1", f"seed={config.seed}", f"steps={config.steps}", f"threads={config.threads}",
-         f"data.train={config.output}/shards", f"validation.shards={config.output}/shards"],
+         f"data.train={config.output}/shards"],
     ).model_copy(update={"tracking": config.tracking})  # fmt: skip
     begin("ingest: SA-1B tars to Parquet shards (Ray Data)")
     ingested = ingest(
@@ -128,7 +128,7 @@ def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
         "ingest": ingested,
         "checkpoint": trained["checkpoint"],
         "mlflow": trained["mlflow"],
-        "pictures": [f"{config.output}/stage1/pictures", f"{config.output}/stage1/model_promptable/everything.png"],
+        "pictures": [f"{config.output}/stage1/model_promptable/everything.png", *([f"{config.output}/pairs.png"] if words else [])],
     }
     show(console, config, report)
     return report
@@ -156,6 +156,7 @@ def _words(config: QuickstartConfig, begin: Callable[[str], None]) -> dict[str, 
         vocabulary="shapes",
         limit=config.evaluation // 2,
         images_at_once=config.images_at_once,
+        masks_of=("shapes",),
     )
     return {"open_vocabulary": compare_alignment(compared, UNSEEN), "entities": entities, "pairs": matched}
 
@@ -173,15 +174,17 @@ def show(console: Console, config: QuickstartConfig, report: dict[str, Any]) -> 
     table.add_row("1 point (best of a 20 x 20 grid)", f"{scores['untrained_point_iou']:.3f}", f"{scores['point_iou']:.3f}", "")
     console.print(table)
     if words := report.get("open_vocabulary"):
-        table = Table(title=f"Naming this run's masks in {config.evaluation // 2} of the scenes (unseen: classes that no stage-2 caption names)")
+        table = Table(title=f"Naming masks in {config.evaluation // 2} of the scenes (unseen: classes that no stage-2 caption names)")
         for column in ("", "frozen CLIP", "aligned"):
             table.add_column(column, justify="right" if column else "left")
-        for row, key in (("mIoU, all", "miou"), ("mIoU, unseen", "unseen_miou"), ("PQ", "pq")):
-            table.add_row(row, *(f"{words[f'{name}_{key}']:.3f}" for name in ("baseline", "aligned")))
-        table.add_row("mIoU with perfect masks", f"{words['baseline_oracle_mask_miou']:.3f}", f"{words['oracle_mask_miou']:.3f}")
+        for masks, figures in (("this run's masks", words), ("the shipped model's masks", words["masks_of"]["shapes"])):
+            for row, key in (("mIoU, all", "miou"), ("mIoU, unseen", "unseen_miou"), ("PQ", "pq")):
+                table.add_row(f"{masks}: {row}", *(f"{figures[f'{name}_{key}']:.3f}" for name in ("baseline", "aligned")))
+        table.add_row("perfect masks: mIoU, all", f"{words['baseline_oracle_mask_miou']:.3f}", f"{words['oracle_mask_miou']:.3f}")
         console.print(table)
     lines = [
-        f"pictures    {report['pictures'][1]} (image, ground truth, everything)",
+        f"pictures    {report['pictures'][0]} (image, ground truth, everything)",
+        *(f"            {picture} (an entity and the mask that it names)" for picture in report["pictures"][1:]),
         f"MLflow run  {report['mlflow']}",
         f"checkpoint  {report['checkpoint']}",
         "",

@@ -268,4 +268,4 @@ def _evaluator() -> Callable[[tuple[NamingsConfig, Mapping[str, str]]], Namings]
 
 def _evaluate(evaluation: tuple[NamingsConfig, Mapping[str, str]]) -> Namings:
     config, aligned = evaluation
-    return compare_namings(config, aligned, UNSEEN)
+    return compare_namings(config, aligned, UNSEEN)[config.baseline]
