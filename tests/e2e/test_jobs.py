@@ -85,8 +85,8 @@ def pairs(cluster: Cluster, bucket: str, stage1: str, named: str) -> str:
 
 @pytest.fixture(scope="module")
 def stage2(cluster: Cluster, bucket: str, stage1: str, pairs: str) -> str:
-    """Stage 2 on the pairs, from stage 1's model."""
-    places = (f"output={bucket}/stage2", f"data.train={pairs}", f"init={stage1}/model")
+    """Stage 2 on the pairs, from stage 1's model, two workers."""
+    places = (f"output={bucket}/stage2", f"data.train={pairs}", f"init={stage1}/model", "workers=2")
     cluster.submit("jobs/train.py", "--config", "jobs/configs/stage2_shapes.yaml", *places, *SMALL, *TRACKED)
     return f"{bucket}/stage2"
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from uniovseg.errors import CheckpointError, ConfigError
 from uniovseg.models.clip import Clip, ClipConfig, build_shapes_clip, load_clip
 
-TEXTS = ["a plain red star", "water", "a photo of a dotted blue ring on sand"]
+LONG = "a photo of a dotted blue ring on sand, beside a plain red star and a striped green circle that lies on water"
+TEXTS = ["a plain red star", "water", "a photo of a dotted blue ring on sand", LONG]
 
 
 def small_convnext() -> CLIP:
@@ -64,7 +65,7 @@ def test_text_is_open_clips(clip: Clip) -> None:
         tokens = open_clip.SimpleTokenizer(context_length=clip.model.context_length)(TEXTS)
         own = clip.model.encode_text(tokens, normalize=True)
         found = clip.encode_text(TEXTS)
-    assert found.shape == (3, clip.embed_dim)
+    assert found.shape == (len(TEXTS), clip.embed_dim)
     torch.testing.assert_close(F.normalize(found, dim=-1), own)
     assert not torch.allclose(found, own)  # ours are not normalised
 
