@@ -11,7 +11,7 @@ import torch
 from uniovseg.data.benchmarks import PanopticSample, SemanticSample, read_image
 from uniovseg.evaluation.true_masks import truth_masks
 from uniovseg.evaluation.words import panoptic_result, semantic_result
-from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
+from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.metrics import PanopticScore, SemanticScore
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.records import Prediction, Vocabulary
@@ -86,16 +86,14 @@ def score_namings(
     scores: Scores = {name: {} for name in proposers}
     for name, method in namings.items():
         seen = frozen if method.adapter is None else replace(frozen, dense={})
-
-        def named(prediction: Prediction, method: PromptableSegmenter = method, seen: EmbeddedImage = seen) -> Prediction:
-            return replace(prediction, class_scores=method.classify(seen, prediction.masks, vocabulary))
-
-        oracle = semantic_result(named(perfect), semantic, image, vocabulary, config).score
-        for proposer, proposals in proposed.items():
-            found = named(proposals)
+        oracle, *found = (
+            replace(prediction, class_scores=method.classify(seen, prediction.masks, vocabulary)) for prediction in (perfect, *proposed.values())
+        )
+        oracle_score = semantic_result(oracle, semantic, image, vocabulary, config).score
+        for proposer, prediction in zip(proposed, found, strict=True):
             scores[proposer][name] = NamingScore(
-                semantic=semantic_result(found, semantic, image, vocabulary, config).score,
-                panoptic=panoptic_result(found, panoptic, image, vocabulary, config).score,
-                oracle=oracle,
+                semantic=semantic_result(prediction, semantic, image, vocabulary, config).score,
+                panoptic=panoptic_result(prediction, panoptic, image, vocabulary, config).score,
+                oracle=oracle_score,
             )
     return scores
