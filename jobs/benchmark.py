@@ -23,6 +23,9 @@ SUBJECTS: dict[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Measure the subject that the first argument names; the exit code."""
+    if argv and argv[0] in ("-h", "--help"):
+        sys.stdout.write(f"{__doc__}\n\nSubjects: {', '.join(SUBJECTS)}. `SUBJECT --help` lists what each can be told.\n")
+        return 0
     if not argv or argv[0] not in SUBJECTS:
         sys.stderr.write(f"error: which benchmark? seen: {argv[0] if argv else 'nothing'}; allowed: {', '.join(SUBJECTS)}\n")
         return 2

@@ -14,6 +14,7 @@ from uniovseg.config import validate
 from uniovseg.data import entities, pairs
 from uniovseg.data.images import decode_image
 from uniovseg.data.makers import EntitySampleMaker, PairSampleMaker
+from uniovseg.data.regions import view_regions
 from uniovseg.data.views import ViewConfig
 from uniovseg.methods.catalog import build_method
 from uniovseg.methods.mask_generation import MaskGenerationConfig
@@ -97,6 +98,11 @@ def entity_batch(records: list[ImageEntities], view: ViewConfig) -> EntityBatch:
     return maker.unpack(maker.pack([maker.make(table, row, 2) for row in range(len(records))]))
 
 
+def told(batch: PairBatch) -> list[tuple[Any, tuple[str, ...]]]:
+    """The regions and entities of each image, to compare."""
+    return [(regions.tolist(), named) for regions, named in zip(batch.regions, batch.entities, strict=True)]
+
+
 def gradient(method: MaskTextAlignment, batch: PairBatch) -> Tensor:
     assert method.adapter is not None
     parameters = list(method.adapter.parameters())
@@ -108,8 +114,8 @@ def test_the_gradient_is_that_of_stored_pairs(method: MaskTextAlignment, records
     stored, given = stored_batch(method, records, view), entity_batch(records, view)
     online = OnlineMatcher(ONLINE, method, steps=10)(given, step=9)
     assert online.keys == stored.keys == given.keys
-    assert online.views == stored.views and torch.equal(online.images, stored.images)
-    assert list(online.masks) == list(stored.masks) and online.entities == stored.entities
+    assert torch.equal(online.images, stored.images) and online.entities == stored.entities
+    assert all(torch.equal(a, b) for a, b in zip(online.regions, stored.regions, strict=True))
     assert sum(len(found) for found in online.entities) > 6
     expected = gradient(method, stored)
     assert float(expected.norm()) > 1e-3
@@ -119,9 +125,8 @@ def test_the_gradient_is_that_of_stored_pairs(method: MaskTextAlignment, records
 def test_matching_depends_on_the_stored_image_alone(method: MaskTextAlignment, records: list[ImageEntities]) -> None:
     match = OnlineMatcher(ONLINE, method, steps=10)
     whole, turned = (match(entity_batch(records, view), 0) for view in (FIXED, FIXED.model_copy(update={"hflip": 1.0})))
-    assert list(whole.masks) == list(turned.masks) and whole.entities == turned.entities
-    assert all(view.scale_xy[0] < 0 for view in turned.views)
-    assert all(masks.size == (96, 96) for masks in whole.masks)  # the source's
+    assert torch.equal(turned.images, whole.images.flip(-1)) and whole.entities == turned.entities
+    assert all(torch.equal(a, b.flip(-1)) for a, b in zip(turned.regions, whole.regions, strict=True))
 
 
 def test_pairs_that_are_out_of_view_are_left_out(method: MaskTextAlignment, records: list[ImageEntities]) -> None:
@@ -129,11 +134,11 @@ def test_pairs_that_are_out_of_view_are_left_out(method: MaskTextAlignment, reco
     found = OnlineMatcher(ONLINE, method, steps=10)(zoomed, 0)
     everything = paired(method, records)
     left_out = 0
-    for masks, named, view, record in zip(found.masks, found.entities, found.views, everything, strict=True):
+    for regions, named, view, record in zip(found.regions, found.entities, zoomed.views, everything, strict=True):
         every = RunLengthMasks.from_counts([record.counts[mask] for mask, _ in record.pairs], (96, 96))
         inside = every.sample(view.cell_centres(32, 32)).any(1).tolist()
         assert named == tuple(record.entities[entity] for (_, entity), seen in zip(record.pairs, inside, strict=True) if seen)
-        assert masks.to_counts() == [record.counts[mask] for (mask, _), seen in zip(record.pairs, inside, strict=True) if seen]
+        assert torch.equal(regions, view_regions(every.select(torch.tensor(inside).nonzero().flatten()), view))
         left_out += inside.count(False)
     assert left_out > 0
 
@@ -150,15 +155,16 @@ def test_a_blended_match_begins_frozen_and_follows_the_adapter(method: MaskTextA
         assert isinstance(branch, LowRank)
         branch.up.weight.data *= 20  # enough to change who is matched with whom
     start, late = blended(batch, 0), blended(batch, 9)
-    assert list(start.masks) == list(frozen(batch, 9).masks) and start.entities == frozen(batch, 9).entities
-    for masks, named, record in zip(late.masks, late.entities, paired(method, records, 0.45), strict=True):
-        assert masks.to_counts() == [record.counts[mask] for mask, _ in record.pairs]
+    assert told(start) == told(frozen(batch, 9))
+    for regions, named, record, view in zip(late.regions, late.entities, paired(method, records, 0.45), batch.views, strict=True):
+        masks = RunLengthMasks.from_counts([record.counts[mask] for mask, _ in record.pairs], (96, 96))
+        assert torch.equal(regions, view_regions(masks, view))
         assert named == tuple(record.entities[entity] for _, entity in record.pairs)
-    assert list(late.masks) != list(start.masks)
+    assert told(late) != told(start)
     for parameter in method.adapter.parameters():
         parameter.data.zero_()
     silent = blended(batch, 9)  # the adapter of the method in training, as it is now
-    assert list(silent.masks) == list(start.masks) and silent.entities == start.entities
+    assert told(silent) == told(start)
 
 
 def write_set(folder: Path, table: Any, rows: list[Any]) -> Path:

@@ -63,7 +63,6 @@ class OnlineMatcher:
         return PairBatch(
             keys=batch.keys,
             images=batch.images,
-            views=batch.views,
-            masks=tuple(masks.to(batch.images.device) for masks, _ in seen),
+            regions=tuple(regions.to(batch.images.device) for regions, _ in seen),
             entities=tuple(entities for _, entities in seen),
         )

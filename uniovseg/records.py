@@ -321,15 +321,13 @@ class PairSample:
     Attributes:
         key: identity of the sample.
         image: [3, H, W] uint8 RGB, the view; padding is 128.
-        view: the map between the view and the source image.
-        masks: k binary masks at source resolution.
+        regions: [k, H/32, W/32] bool, the cells of the CLIP's last map that each mask stands for, at least one.
         entities: k phrases.
     """
 
     key: str
     image: NDArray[np.uint8]
-    view: View
-    masks: RunLengthMasks
+    regions: Tensor
     entities: tuple[str, ...]
 
 
@@ -340,22 +338,20 @@ class PairBatch:
     Attributes:
         keys: identity of each sample.
         images: [B, 3, H, W] uint8 RGB.
-        views: B maps between view and source pixels.
-        masks: B sets of masks at source resolution, k_b each.
+        regions: B tensors [k_b, H/32, W/32] bool, cells of the CLIP's last map.
         entities: B tuples of k_b phrases.
     """
 
     keys: tuple[str, ...]
     images: Tensor
-    views: tuple[View, ...]
-    masks: tuple[RunLengthMasks, ...]
+    regions: tuple[Tensor, ...]
     entities: tuple[tuple[str, ...], ...]
 
     def to(self, device: torch.device | str) -> "PairBatch":
         """The batch with its tensors on `device`."""
         images = self.images.to(device, non_blocking=True)
-        masks = tuple(masks.to(device) for masks in self.masks)
-        return PairBatch(keys=self.keys, images=images, views=self.views, masks=masks, entities=self.entities)
+        regions = tuple(cells.to(device, non_blocking=True) for cells in self.regions)
+        return PairBatch(keys=self.keys, images=images, regions=regions, entities=self.entities)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from uniovseg.data import pairs
-from uniovseg.data.views import ViewConfig
+from uniovseg.data.views import ViewConfig, draw_view, source_window
 from uniovseg.errors import DataError
 from uniovseg.records import ImagePairs
 
@@ -50,7 +50,8 @@ def test_a_table_gives_the_records_back(record: ImagePairs) -> None:
 def test_a_sample_holds_the_masks_and_their_phrases(record: ImagePairs) -> None:
     sample = pairs.make_pair_sample(record, PLAIN, seed=3)
     assert sample.entities == ("a red star", "grass")
-    assert sample.masks.to_counts() == [record.counts[1], record.counts[0]]
+    # 60 x 40 pixels fill 64 x 43 of the view's four cells; neither mask covers one by half, so that each takes the one it covers most.
+    assert sample.regions.tolist() == [[[False, True], [False, False]], [[True, False], [False, False]]]
     assert sample.image.shape == (3, 64, 64)
     batch = pairs.collate([sample, sample])
     assert batch.images.shape == (2, 3, 64, 64) and batch.keys == ("a", "a") and batch.entities[1] == sample.entities
@@ -59,12 +60,15 @@ def test_a_sample_holds_the_masks_and_their_phrases(record: ImagePairs) -> None:
 def test_masks_out_of_view_are_left_out(record: ImagePairs) -> None:
     zoomed = ViewConfig(size=64, hflip=0.5, scale=(3.0, 3.0), colour_jitter=True)
     counts = set()
+    ys, xs = np.mgrid[:40, :60] + 0.5
     for seed in range(40):
         sample = pairs.make_pair_sample(record, zoomed, seed)
-        assert len(sample.masks) == len(sample.entities)
-        x = sample.view.cell_centres(64, 64)
-        assert all(bool(mask.any()) for mask in sample.masks.sample(x))
-        counts.add(len(sample.masks))
+        x0, y0, x1, y1 = source_window(draw_view(zoomed, 40, 60, np.random.default_rng(seed)))
+        shown = (xs >= x0) & (xs < x1) & (ys >= y0) & (ys < y1)
+        inside = [(coco_mask.decode({"size": [40, 60], "counts": record.counts[mask]})[shown]).any() for mask, _ in record.pairs]
+        assert sample.entities == tuple(record.entities[entity] for (_, entity), seen in zip(record.pairs, inside, strict=True) if seen)
+        assert len(sample.regions) == len(sample.entities)
+        counts.add(len(sample.regions))
     assert counts == {0, 1, 2} or counts == {0, 1}
 
 
@@ -77,4 +81,4 @@ def test_pairs_keep_their_order_of_trust(record: ImagePairs) -> None:
     turned = dataclasses.replace(record, pairs=record.pairs[::-1].copy())
     sample = pairs.make_pair_sample(turned, PLAIN, seed=3)
     assert sample.entities == ("grass", "a red star")
-    assert torch.equal(sample.masks.area(), torch.tensor([8 * 17, 18 * 28]))
+    assert torch.equal(sample.regions, pairs.make_pair_sample(record, PLAIN, seed=3).regions.flip(0))

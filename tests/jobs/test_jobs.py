@@ -89,6 +89,12 @@ def test_jobs_with_a_subject_ask_for_it(main: Callable[[Sequence[str]], int], ar
     assert f"seen: {arguments[0] if arguments else 'nothing'}; allowed: " in error
 
 
+@pytest.mark.parametrize(("main", "subject"), [(evaluate.main, "promptable"), (benchmark_job.main, "serve_load")])
+def test_jobs_with_a_subject_list_them(main: Callable[[Sequence[str]], int], subject: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert subject in capsys.readouterr().out
+
+
 def test_evaluate_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["promptable"]) == 2
     assert "annotations is missing" in capsys.readouterr().err

@@ -13,7 +13,6 @@ from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import validate
 from uniovseg.data import pairs
 from uniovseg.data.images import decode_image
-from uniovseg.data.regions import region_cells
 from uniovseg.data.views import ViewConfig
 from uniovseg.errors import ConfigError
 from uniovseg.methods.base import OptimConfig
@@ -23,6 +22,7 @@ from uniovseg.methods.mask_text_alignment import MaskTextAlignment, MaskTextAlig
 from uniovseg.models.feature_adapter import FeatureAdapter, LowRank
 from uniovseg.models.phrases import PhraseEmbeddings
 from uniovseg.models.text_classifier import embed_phrases, template_set
+from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.pairing import PairingConfig, pair_image
 from uniovseg.records import Category, ImageEntities, ImageMasks, ImagePairs, PairBatch, Vocabulary
 from uniovseg.segmenter import Segmenter
@@ -99,9 +99,9 @@ def test_the_loss_is_the_mean_over_all_pairs_of_one_minus_cosine(method: MaskTex
     batch = batch_of(scenes, (3, 1))
     texts = embed_phrases(method.clip, PHRASES, template_set("simple"))
     losses = []
-    for image, masks, view, phrases in zip(batch.images, batch.masks, batch.views, batch.entities, strict=True):
+    for image, regions, phrases in zip(batch.images, batch.regions, batch.entities, strict=True):
         dense = method.clip.features(image[None]).res5[0]
-        for cells, phrase in zip(region_cells(masks, view, (4, 4)), phrases, strict=True):
+        for cells, phrase in zip(regions, phrases, strict=True):
             pooled = torch.stack([dense[:, y, x] for y, x in torch.nonzero(cells).tolist()]).mean(0)
             region = method.clip.project(pooled[None])[0]
             losses.append(1 - float(F.cosine_similarity(region, texts[PHRASES.index(phrase)], dim=0)))
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_stage_2_is_whole_and_names_masks(method: MaskTextAlignm
 def test_regions_between_frozen_and_adapted(method: MaskTextAlignment, scenes: list[ImageMasks]) -> None:
     scramble(method)
     embedded = method.embed(decode_image(scenes[0].image))
-    masks = pairs.make_pair_sample(record_of(scenes[0]), FIXED, 0).masks
+    masks = RunLengthMasks.from_counts(scenes[0].counts[:3], (scenes[0].height, scenes[0].width))
     frozen, half, adapted = (method.region_embeddings(embedded, masks, share)[0] for share in (0.0, 0.5, 1.0))
     torch.testing.assert_close(half, F.normalize(frozen + adapted, dim=-1))
     assert not torch.allclose(frozen, adapted, atol=1e-3)

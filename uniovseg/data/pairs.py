@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from uniovseg.data.images import decode_image
+from uniovseg.data.regions import view_regions
 from uniovseg.data.views import ViewConfig, random_view, source_window
 from uniovseg.errors import DataError
 from uniovseg.ops.run_length import RunLengthMasks
@@ -71,15 +73,15 @@ def make_pair_sample(record: ImagePairs, view_config: ViewConfig, seed: int) -> 
     if pixels.shape[:2] != (record.height, record.width):
         raise DataError("the image is not of the size of its masks", seen=pixels.shape[:2], allowed=(record.height, record.width))
     view, image = random_view(view_config, pixels, np.random.default_rng(seed))
-    masks, entities = visible_pairs(record, view)
-    return PairSample(key=record.key, image=image, view=view, masks=masks, entities=entities)
+    regions, entities = visible_pairs(record, view)
+    return PairSample(key=record.key, image=image, regions=regions, entities=entities)
 
 
-def visible_pairs(record: ImagePairs, view: View) -> tuple[RunLengthMasks, tuple[str, ...]]:
-    """The pairs whose mask can be seen in a view, in the record's order: k masks at source resolution and their k entities."""
+def visible_pairs(record: ImagePairs, view: View) -> tuple[Tensor, tuple[str, ...]]:
+    """The pairs whose mask can be seen in a view, in the record's order: their k regions [k, H/32, W/32] bool of the view, and k entities."""
     masks = RunLengthMasks.from_counts([record.counts[mask] for mask, _ in record.pairs], (record.height, record.width))
     seen = np.flatnonzero(masks.visible(source_window(view))[0].numpy())
-    return masks.select(torch.from_numpy(seen)), tuple(record.entities[record.pairs[pair, 1]] for pair in seen)
+    return view_regions(masks.select(torch.from_numpy(seen)), view), tuple(record.entities[record.pairs[pair, 1]] for pair in seen)
 
 
 def collate(samples: Sequence[PairSample]) -> PairBatch:
@@ -87,7 +89,6 @@ def collate(samples: Sequence[PairSample]) -> PairBatch:
     return PairBatch(
         keys=tuple(sample.key for sample in samples),
         images=torch.from_numpy(np.stack([sample.image for sample in samples])),
-        views=tuple(sample.view for sample in samples),
-        masks=tuple(sample.masks for sample in samples),
+        regions=tuple(sample.regions for sample in samples),
         entities=tuple(sample.entities for sample in samples),
     )

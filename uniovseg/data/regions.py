@@ -6,8 +6,15 @@ from torch import Tensor
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import View
 
+STRIDE = 32
+"""Side of a cell of the CLIP's last map, in pixels of the view."""
 SAMPLES = 8
 """A cell's coverage is measured at this many points a side."""
+
+
+def view_regions(masks: RunLengthMasks, view: View) -> Tensor:
+    """The regions [n, H/32, W/32] of masks in a view of (H, W) pixels, as stage 2 learns from them; see `region_cells`."""
+    return region_cells(masks, view, (view.size[0] // STRIDE, view.size[1] // STRIDE))
 
 
 def region_cells(masks: RunLengthMasks, view: View, size: tuple[int, int]) -> Tensor:

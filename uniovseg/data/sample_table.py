@@ -13,40 +13,52 @@ from uniovseg.records import EntitySample, ImageEntities, MaskSample, PairSample
 
 Kind = TypeVar("Kind", bound=np.generic)
 
-VIEW_FIELDS = [
-    ("key", pa.string()),
-    ("image", pa.large_binary()),
-    ("view", pa.list_(pa.float64(), 8)),
-    ("size", pa.list_(pa.int32(), 2)),
-]
-"""What every sample has. ``view``: scale_xy, offset_xy, valid_xyxy; ``size``: (h, w) of the view."""
+IMAGE_FIELDS = [("key", pa.string()), ("image", pa.large_binary()), ("size", pa.list_(pa.int32(), 2))]
+"""What every sample has: a view's pixels and its (h, w)."""
 
 MASK_FIELDS = [("source_size", pa.list_(pa.int32(), 2)), ("ends", pa.large_binary()), ("splits", pa.large_binary())]
-"""What samples with masks have. ``source_size``: (h, w) of the masks."""
+"""Run-length masks; ``source_size``: their (h, w)."""
 
-MASK_SCHEMA = pa.schema([*VIEW_FIELDS, *MASK_FIELDS, ("boxes_xyxy", pa.large_binary()), ("seed", pa.int64())])
-PAIR_SCHEMA = pa.schema([*VIEW_FIELDS, *MASK_FIELDS, ("entities", pa.list_(pa.string()))])
-ENTITY_SCHEMA = pa.schema([*VIEW_FIELDS, ("source", pa.large_binary()), ("caption", pa.string()), ("entities", pa.list_(pa.string()))])
+VIEW_FIELD = ("view", pa.list_(pa.float64(), 8))
+"""scale_xy, offset_xy and valid_xyxy of a view."""
+
+ENTITIES_FIELD = ("entities", pa.list_(pa.string()))
+
+MASK_SCHEMA = pa.schema([*IMAGE_FIELDS, VIEW_FIELD, *MASK_FIELDS, ("boxes_xyxy", pa.large_binary()), ("seed", pa.int64())])
+PAIR_SCHEMA = pa.schema([*IMAGE_FIELDS, ("regions", pa.large_binary()), ("cells", pa.list_(pa.int32(), 2)), ENTITIES_FIELD])
+ENTITY_SCHEMA = pa.schema([*IMAGE_FIELDS, VIEW_FIELD, ("source", pa.large_binary()), ("caption", pa.string()), ENTITIES_FIELD])
 
 
 def mask_table(samples: Sequence[MaskSample]) -> pa.Table:
     """Samples as a table of `MASK_SCHEMA`."""
     boxes = _binaries([sample.boxes_xyxy.numpy() for sample in samples])
     columns = {"key": [sample.key for sample in samples], "boxes_xyxy": boxes, "seed": [sample.seed for sample in samples]}
-    return pa.table(columns | _view_columns(samples) | _mask_columns(samples), schema=MASK_SCHEMA)
+    masks = [sample.masks for sample in samples]
+    columns |= {
+        "source_size": [each.size for each in masks],
+        "ends": _binaries([each.ends.numpy() for each in masks]),
+        "splits": _binaries([each.splits.numpy() for each in masks]),
+    }
+    return pa.table(columns | _image_columns(samples) | _view_column(samples), schema=MASK_SCHEMA)
 
 
 def pair_table(samples: Sequence[PairSample]) -> pa.Table:
     """Samples as a table of `PAIR_SCHEMA`."""
-    columns = {"key": [sample.key for sample in samples], "entities": [sample.entities for sample in samples]}
-    return pa.table(columns | _view_columns(samples) | _mask_columns(samples), schema=PAIR_SCHEMA)
+    columns = {
+        "key": [sample.key for sample in samples],
+        "regions": _binaries([sample.regions.numpy() for sample in samples]),
+        "cells": [sample.regions.shape[1:] for sample in samples],
+        "entities": [sample.entities for sample in samples],
+    }
+    return pa.table(columns | _image_columns(samples), schema=PAIR_SCHEMA)
 
 
 def entity_table(samples: Sequence[EntitySample]) -> pa.Table:
     """Samples as a table of `ENTITY_SCHEMA`."""
     records = [sample.record for sample in samples]
     columns = {name: [getattr(record, name) for record in records] for name in ("key", "caption", "entities")}
-    return pa.table(columns | {"source": [record.image for record in records]} | _view_columns(samples), schema=ENTITY_SCHEMA)
+    columns |= {"source": [record.image for record in records]}
+    return pa.table(columns | _image_columns(samples) | _view_column(samples), schema=ENTITY_SCHEMA)
 
 
 def mask_samples(table: pa.Table) -> list[MaskSample]:
@@ -56,17 +68,20 @@ def mask_samples(table: pa.Table) -> list[MaskSample]:
     boxes = [torch.from_numpy(_values(value, np.float32).reshape(-1, 4).copy()) for value in table.column("boxes_xyxy")]
     return [
         MaskSample(key=key, image=image, view=view, masks=masks, boxes_xyxy=tight, seed=seed)
-        for key, (image, view), masks, tight, seed in zip(keys, _views(table), _masks(table), boxes, seeds, strict=True)
+        for key, image, view, masks, tight, seed in zip(keys, _images(table), _views(table), _masks(table), boxes, seeds, strict=True)
     ]
 
 
 def pair_samples(table: pa.Table) -> list[PairSample]:
     """The samples of a table of `PAIR_SCHEMA`."""
     table = table.combine_chunks()
-    keys, entities = (table.column(name).to_pylist() for name in ("key", "entities"))
+    keys, sizes, entities = (table.column(name).to_pylist() for name in ("key", "cells", "entities"))
+    regions = [
+        torch.from_numpy(_values(cells, np.bool_).reshape(-1, *size).copy()) for cells, size in zip(table.column("regions"), sizes, strict=True)
+    ]
     return [
-        PairSample(key=key, image=image, view=view, masks=masks, entities=tuple(named))
-        for key, (image, view), masks, named in zip(keys, _views(table), _masks(table), entities, strict=True)
+        PairSample(key=key, image=image, regions=cells, entities=tuple(named))
+        for key, image, cells, named in zip(keys, _images(table), regions, entities, strict=True)
     ]
 
 
@@ -77,31 +92,27 @@ def entity_samples(table: pa.Table) -> list[EntitySample]:
     records = [
         ImageEntities(key=key, image=source, caption=caption, entities=tuple(named)) for key, source, caption, named in zip(*columns, strict=True)
     ]
-    return [EntitySample(record=record, image=image, view=view) for record, (image, view) in zip(records, _views(table), strict=True)]
+    return [EntitySample(record=record, image=image, view=view) for record, image, view in zip(records, _images(table), _views(table), strict=True)]
 
 
-def _view_columns(samples: Sequence[MaskSample] | Sequence[PairSample] | Sequence[EntitySample]) -> dict[str, Any]:
-    return {
-        "image": _binaries([sample.image for sample in samples]),
-        "view": [[*sample.view.scale_xy, *sample.view.offset_xy, *sample.view.valid_xyxy] for sample in samples],
-        "size": [sample.view.size for sample in samples],
-    }
+def _image_columns(samples: Sequence[MaskSample] | Sequence[PairSample] | Sequence[EntitySample]) -> dict[str, Any]:
+    return {"image": _binaries([sample.image for sample in samples]), "size": [sample.image.shape[1:] for sample in samples]}
 
 
-def _mask_columns(samples: Sequence[MaskSample] | Sequence[PairSample]) -> dict[str, Any]:
-    return {
-        "source_size": [sample.masks.size for sample in samples],
-        "ends": _binaries([sample.masks.ends.numpy() for sample in samples]),
-        "splits": _binaries([sample.masks.splits.numpy() for sample in samples]),
-    }
+def _view_column(samples: Sequence[MaskSample] | Sequence[EntitySample]) -> dict[str, Any]:
+    return {"view": [[*sample.view.scale_xy, *sample.view.offset_xy, *sample.view.valid_xyxy] for sample in samples]}
 
 
-def _views(table: pa.Table) -> Iterator[tuple[NDArray[np.uint8], View]]:
-    """The view's pixels and the view, by row of a table in one chunk."""
-    views, sizes = (table.column(name).to_pylist() for name in ("view", "size"))
-    for image, view, (height, width) in zip(table.column("image"), views, sizes, strict=True):
-        drawn = View(scale_xy=tuple(view[:2]), offset_xy=tuple(view[2:4]), size=(height, width), valid_xyxy=tuple(view[4:]))
-        yield _values(image, np.uint8).reshape(3, height, width), drawn
+def _images(table: pa.Table) -> Iterator[NDArray[np.uint8]]:
+    """The views' pixels, by row of a table in one chunk."""
+    for image, (height, width) in zip(table.column("image"), table.column("size").to_pylist(), strict=True):
+        yield _values(image, np.uint8).reshape(3, height, width)
+
+
+def _views(table: pa.Table) -> Iterator[View]:
+    """The views, by row of a table."""
+    for view, (height, width) in zip(*(table.column(name).to_pylist() for name in ("view", "size")), strict=True):
+        yield View(scale_xy=tuple(view[:2]), offset_xy=tuple(view[2:4]), size=(height, width), valid_xyxy=tuple(view[4:]))
 
 
 def _masks(table: pa.Table) -> Iterator[RunLengthMasks]:

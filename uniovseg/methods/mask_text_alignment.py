@@ -10,7 +10,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from uniovseg.data.regions import region_cells
 from uniovseg.methods.base import TrainableMethod, mean_over_ranks
 from uniovseg.methods.promptable import PromptableConfig, PromptableSegmenter
 from uniovseg.models.clip import Clip, load_clip
@@ -71,11 +70,7 @@ class MaskTextAlignment(PromptableSegmenter, TrainableMethod[PairBatch]):
         phrases = [phrase for each in batch.entities for phrase in each]
         if not phrases:
             return dense.flatten()[:0].float()
-        size = (dense.shape[2], dense.shape[3])
-        regions = [
-            self.clip.embed_regions(features, region_cells(masks, view, size).to(dense.device))
-            for features, masks, view in zip(dense, batch.masks, batch.views, strict=True)
-        ]
+        regions = [self.clip.embed_regions(features, cells) for features, cells in zip(dense, batch.regions, strict=True)]
         return (torch.cat(regions) * self._phrases(phrases)).sum(1)
 
 
