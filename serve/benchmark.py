@@ -1,7 +1,8 @@
 """What the service adds to the model: time of a lone request, throughput of many, what a cached image saves, and a plain FastAPI server beside it.
 
 The model is the packaged one, whose step takes a quarter of a second or more on a CPU; prompts on a cached image are measured with the
-paper's trunk at random weights. Every model runs on one thread of torch, in its own process, and nothing runs beside what is measured.
+paper's trunk at random weights. Every model runs on one thread of torch, in its own process; the library, the service and the plain server take
+turns, so that nothing but two idle servers is beside what is measured.
 """
 
 import asyncio
@@ -11,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from serve.load import free_port
@@ -54,12 +58,17 @@ class ServeBenchmarkConfig(Config):
     images: int = Field(8, ge=1, description="different images")
     alone: int = Field(20, ge=1, description="requests of one client that are timed, and library calls; medians count")
     clients: tuple[int, ...] = Field((1, 8, 32), description="clients at a time")
-    requests: int = Field(64, ge=1, description="requests of all clients together, for each number of clients")
+    requests: int = Field(32, ge=1, description="requests of all clients together in a round")
+    rounds: int = Field(2, ge=1, description="rounds for each number of clients")
     batch: int = Field(8, ge=1, description="images whose features are computed in one call, offline and in the service")
     trunk: str = Field("convnext_large_d_320", description="open_clip's name of the trunk whose prompts are measured, at random weights")
     trunk_size: int = Field(896, ge=32, multiple_of=32, description="its canvas, pixels")
     cold: int = Field(3, ge=0, description="prompts on images that the service has not seen; 0 leaves the trunk out")
     cached: int = Field(20, ge=1, description="prompts on a cached image")
+
+
+Ask = Callable[[httpx2.AsyncClient, bytes], Awaitable[None]]
+"""Sends one image and waits for its segments."""
 
 
 def run(config: ServeBenchmarkConfig) -> dict[str, Any]:
@@ -70,12 +79,12 @@ def run(config: ServeBenchmarkConfig) -> dict[str, Any]:
         for index in range(config.images)
     ]
     report: dict[str, Any] = {"model": f"shapes at {config.size} px", "threads": 1, "cores": os.cpu_count()}
-    report |= measure_library(config, files)
     options = [f"replica.max_batch={config.batch}", f"changes={{size: {config.size}}}", "checkpoint=shapes"]
-    with served([sys.executable, "-m", "serve", *options], "/readyz", port_option=True) as url:
-        report["service"] = measure_http(config, lambda http, file: _ask_service(http, url, file), files)
-    with served([sys.executable, "-m", "serve.peer", str(config.size)], "/openapi.json", port_option=False) as url:
-        report["peer"] = measure_http(config, lambda http, file: _ask_peer(http, url, file), files)
+    service = served([sys.executable, "-m", "serve", *options], "/readyz", port_option=True)
+    peer = served([sys.executable, "-m", "serve.peer", str(config.size)], "/openapi.json", port_option=False)
+    with service as service_url, peer as peer_url:
+        servers: dict[str, Ask] = {"service": partial(_ask_service, service_url), "peer": partial(_ask_peer, peer_url)}
+        report |= asyncio.run(measure(config, Segmenter.load("shapes", changes={"size": config.size}), servers, files))
     if config.cold:
         report["prompts"] = measure_prompts(config)
     report["ratios"] = _ratios(report)
@@ -83,47 +92,49 @@ def run(config: ServeBenchmarkConfig) -> dict[str, Any]:
     return report
 
 
-def measure_library(config: ServeBenchmarkConfig, files: Sequence[bytes]) -> dict[str, Any]:
-    """In this process: the median seconds of a call from file to segments, and images a second in batches."""
-    segmenter = Segmenter.load("shapes", changes={"size": config.size})
-    segmenter.segment(decode_image(files[0]), WORDS)
-    seconds = []
-    for number in range(config.alone):
-        since = time.perf_counter()
-        segmenter.segment(decode_image(files[number % len(files)]), WORDS)
-        seconds.append(time.perf_counter() - since)
-    since = time.perf_counter()
+async def measure(config: ServeBenchmarkConfig, segmenter: Segmenter, servers: dict[str, Ask], files: Sequence[bytes]) -> dict[str, Any]:
+    """The median seconds of a library call and of a lone request, and images a second in batches and by the number of clients.
+
+    They take turns, request by request and then round by round, since a shared machine's speed changes within a minute by more than they differ.
+    """
+    alone, throughput = defaultdict[str, list[float]](list), defaultdict[str, dict[int, float]](dict)
+    async with httpx2.AsyncClient(timeout=1800, limits=httpx2.Limits(max_connections=None)) as http:
+        segmenter.segment(decode_image(files[0]), WORDS)
+        for ask in servers.values():
+            await ask(http, files[0])
+        for number in track(range(config.alone), "lone requests"):
+            file = files[number % len(files)]
+            alone["library"].append(_seconds(lambda file=file: segmenter.segment(decode_image(file), WORDS)))  # type: ignore[misc]
+            for name, ask in servers.items():
+                since = time.perf_counter()
+                await ask(http, file)
+                alone[name].append(time.perf_counter() - since)
+        offline = list[float]()
+        for clients in track(config.clients, "numbers of clients"):
+            taken = dict.fromkeys(servers, 0.0)
+            for _ in range(config.rounds):
+                offline.append(_seconds(lambda: _in_batches(config, segmenter, files)))
+                for name, ask in servers.items():
+                    taken[name] += await _together(clients, config.requests, http, ask, files)
+            for name, seconds in taken.items():
+                throughput[name][clients] = config.rounds * config.requests / seconds
+    return {
+        "step": float(np.median(alone["library"])),
+        "offline": config.requests * len(offline) / sum(offline),
+        **{name: {"alone": float(np.median(alone[name])), "throughput": throughput[name]} for name in servers},
+    }
+
+
+def _in_batches(config: ServeBenchmarkConfig, segmenter: Segmenter, files: Sequence[bytes]) -> None:
+    """All images of a round by the library."""
     for begin in range(0, config.requests, config.batch):
         numbers = range(begin, min(begin + config.batch, config.requests))
         for embedded in segmenter.method.embed_many([decode_image(files[number % len(files)]) for number in numbers]):
             segmenter.segment(embedded, WORDS)
-    return {"step": float(np.median(seconds)), "offline": config.requests / (time.perf_counter() - since)}
 
 
-def measure_http(config: ServeBenchmarkConfig, ask: Callable[[httpx2.AsyncClient, bytes], Awaitable[None]], files: Sequence[bytes]) -> dict[str, Any]:
-    """The median seconds of a lone request, and images a second by the number of clients."""
-    return asyncio.run(_measure_http(config, ask, files))
-
-
-async def _measure_http(
-    config: ServeBenchmarkConfig, ask: Callable[[httpx2.AsyncClient, bytes], Awaitable[None]], files: Sequence[bytes]
-) -> dict[str, Any]:
-    async with httpx2.AsyncClient(timeout=1800, limits=httpx2.Limits(max_connections=None)) as http:
-        await ask(http, files[0])
-        seconds = []
-        for number in range(config.alone):
-            since = time.perf_counter()
-            await ask(http, files[number % len(files)])
-            seconds.append(time.perf_counter() - since)
-        return {
-            "alone": float(np.median(seconds)),
-            "throughput": {count: await _throughput(count, config.requests, http, ask, files) for count in config.clients},
-        }
-
-
-async def _throughput(
-    clients: int, requests: int, http: httpx2.AsyncClient, ask: Callable[[httpx2.AsyncClient, bytes], Awaitable[None]], files: Sequence[bytes]
-) -> float:
+async def _together(clients: int, requests: int, http: httpx2.AsyncClient, ask: Ask, files: Sequence[bytes]) -> float:
+    """Seconds that some clients need for all requests."""
     left = iter(range(requests))
 
     async def client() -> None:
@@ -132,16 +143,16 @@ async def _throughput(
 
     since = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
-    return requests / (time.perf_counter() - since)
+    return time.perf_counter() - since
 
 
-async def _ask_service(http: httpx2.AsyncClient, url: str, file: bytes) -> None:
+async def _ask_service(url: str, http: httpx2.AsyncClient, file: bytes) -> None:
     request = SegmentRequest(vocabulary=WORDS).model_dump_json(exclude_none=True)
     reply = await http.post(f"{url}/v1/segment", files={"image": ("image", file), "request": (None, request, "application/json")})
     reply.raise_for_status()
 
 
-async def _ask_peer(http: httpx2.AsyncClient, url: str, file: bytes) -> None:
+async def _ask_peer(url: str, http: httpx2.AsyncClient, file: bytes) -> None:
     reply = await http.post(f"{url}/segment", files={"image": ("image", file)}, data={"words": ",".join(WORDS)})
     reply.raise_for_status()
 
