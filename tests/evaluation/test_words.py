@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from uniovseg.data.benchmarks import UNLABELLED, LabelledSet, PanopticSample, as_semantic, open_benchmark, read_image
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
 from uniovseg.data.shapes_sets import write_panoptic
-from uniovseg.evaluation.true_masks import predict_true_masks, truth_masks
+from uniovseg.evaluation.true_masks import truth_masks
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
 from uniovseg.methods.base import Method
 from uniovseg.methods.mask_generation import MaskGeneration
@@ -89,19 +89,6 @@ def test_unnamed_masks_are_wrong_and_claim_nothing(world: LabelledSet) -> None:
     (result, *_) = evaluate_semantic(Oracle(samples, set()), world.semantic(), world.vocabulary, config)
     assert (result.predicted == UNKNOWN).all()
     assert (result.score.predicted.sum(), result.score.miou()) == (0, 0)
-
-
-def test_true_masks_get_the_methods_own_words(tiny_method: MaskGeneration, world: LabelledSet) -> None:
-    sample = next(world.panoptic())
-    prediction = predict_true_masks(tiny_method, sample, world.vocabulary)
-    masks, _ = truth_masks(sample.truth)
-    assert prediction.masks == masks
-    assert prediction.quality.tolist() == [1.0] * len(masks)
-    torch.testing.assert_close(prediction.class_scores.sum(1), torch.ones(len(masks)))
-    expected = tiny_method.classify(tiny_method.embed(read_image(sample)), masks, world.vocabulary)
-    assert torch.equal(prediction.class_scores, expected)
-    nothing = PanopticSample(key="x", image=sample.image, truth=type(sample.truth)(sample.truth.ids, ()))
-    assert predict_true_masks(tiny_method, nothing, world.vocabulary).class_scores.shape == (0, len(world.vocabulary))
 
 
 def test_a_model_is_evaluated_end_to_end(tiny_method: MaskGeneration, world: LabelledSet) -> None:

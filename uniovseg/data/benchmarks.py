@@ -283,11 +283,6 @@ class LabelledSet:
     folder: LabelFolder | None = None
     indices: Mapping[int, int] | None = None
 
-    @property
-    def is_panoptic(self) -> bool:
-        """Whether the ground truth has segments."""
-        return self.indices is not None
-
     def semantic(self, items: Iterable[Item] | None = None) -> Iterator[SemanticSample]:
         """Images with label maps, read one at a time; of a panoptic set, its segments' classes. Raises DataError or StorageError naming the image."""
         for item in self.items if items is None else items:

@@ -4,10 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uniovseg.data.benchmarks import PanopticSample, read_image
-from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.ops.run_length import RunLengthMasks
-from uniovseg.records import PanopticTruth, Prediction, Vocabulary
+from uniovseg.records import PanopticTruth
 
 
 def truth_masks(truth: PanopticTruth) -> tuple[RunLengthMasks, NDArray[np.int64]]:
@@ -18,10 +16,3 @@ def truth_masks(truth: PanopticTruth) -> tuple[RunLengthMasks, NDArray[np.int64]
         return RunLengthMasks.empty((truth.ids.shape[0], truth.ids.shape[1])), np.zeros(0, np.int64)
     dense = np.stack([truth.ids == segment.id for segment in kept])
     return RunLengthMasks.from_dense(torch.from_numpy(dense)), np.array([segment.class_index for segment in kept], np.int64)
-
-
-def predict_true_masks(method: PromptableSegmenter, sample: PanopticSample, vocabulary: Vocabulary) -> Prediction:
-    """What a method would predict with perfect masks: the ground truth's, each with the method's own class scores and a quality of 1."""
-    masks, _ = truth_masks(sample.truth)
-    scores = method.classify(method.embed(read_image(sample)), masks, vocabulary)
-    return Prediction(masks=masks, quality=torch.ones(len(masks)), class_scores=scores)

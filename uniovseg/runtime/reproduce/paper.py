@@ -62,8 +62,3 @@ def paper_value(table: str, method: str, dataset: str, metric: str, version: str
 def paper_datasets(table: str, method: str = OURS) -> list[str]:
     """The data sets on which a table has figures of a method, in the paper's order."""
     return list(dict.fromkeys(item.dataset for item in paper_figures() if (item.table, item.method) == (table, method) and item.dataset))
-
-
-def paper_methods(table: str) -> list[str]:
-    """The rows of a table, in the paper's order."""
-    return list(dict.fromkeys(item.method for item in paper_figures() if item.table == table))
