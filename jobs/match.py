@@ -10,9 +10,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rich.console import Console
 
 from jobs import _cli
+from uniovseg.data.inspect import pictures_of_pairs
 from uniovseg.errors import UniOVSegError
 from uniovseg.pictures import save_picture, tile
-from uniovseg.runtime.match import MatchConfig, match, pictures_of_pairs
+from uniovseg.runtime.match import MatchConfig, match
 
 
 def main(config: MatchConfig) -> dict[str, object]:

@@ -2,14 +2,16 @@ import io
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from rich.console import Console
 
 from tests.data.sa1b_samples import make_record
+from uniovseg.data import entities, pairs
 from uniovseg.data.inspect import inspect_shards
 from uniovseg.errors import DataError
-from uniovseg.records import ImageMasks, Rejected
-from uniovseg.runtime.shards import PartRange, write_manifest, write_part
+from uniovseg.records import ImageEntities, ImageMasks, ImagePairs, Rejected
+from uniovseg.runtime.shards import PartRange, write_manifest, write_part, write_records
 from uniovseg.storage import Location
 
 
@@ -25,6 +27,34 @@ def test_inspect_shows_counts_rejects_and_pictures(tmp_path: Path) -> None:
         assert expected in shown
     picture = cv2.imread(str(tmp_path / "pictures/samples.png"))
     assert picture is not None and picture.shape == (384, 768, 3)
+
+
+def shown_by(uri: str, out: Path) -> str:
+    text = io.StringIO()
+    inspect_shards(uri, out, Console(file=text, width=200))
+    return " ".join(text.getvalue().replace("│", " ").split())
+
+
+def test_inspect_of_captions_and_of_pairs(tmp_path: Path) -> None:
+    scene = make_record(1)
+    named = ImageEntities(key="t1", image=scene.image, caption="A [red] star on sand.", entities=("[red] star", "sand"))
+    quality, costs = np.ones(len(scene.counts), np.float32), np.zeros((1, len(scene.counts), 2), np.float32)
+    paired = ImagePairs(
+        key="t1", image=scene.image, height=scene.height, width=scene.width, counts=scene.counts, quality=quality, entities=named.entities,
+        sizes=(64,), costs=costs, pairs=np.array([[1, 0]]), pair_costs=np.array([0.25], np.float32),
+    )  # fmt: skip
+    part = PartRange(name="a", source="x", begin=0, end=1)
+    captions, matched = Location.of(tmp_path / "captions"), Location.of(tmp_path / "pairs")
+    write_manifest(captions, [write_records(part, [(0, named)], captions, 2, entities.to_table)])
+    write_manifest(matched, [write_records(part, [(0, paired)], matched, 2, pairs.to_table)])
+    shown = shown_by(captions.uri, tmp_path / "drawn_captions")
+    assert "entities 2 (2.0 a sample)" in shown and "masks" not in shown
+    assert "t1 A [red] star on sand. [red] star, sand" in shown
+    shown = shown_by(matched.uri, tmp_path / "drawn_pairs")
+    assert "pairs 1 (1.0 a sample)" in shown
+    plain, drawn = (cv2.imread(str(tmp_path / name / "samples.png")) for name in ("drawn_captions", "drawn_pairs"))
+    assert plain is not None and drawn is not None and plain.shape == drawn.shape == (384, 384, 3)
+    assert (plain != drawn).any(), "the pair's mask is drawn"
 
 
 def test_inspect_of_another_folder_is_refused(tmp_path: Path) -> None:

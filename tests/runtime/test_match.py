@@ -6,11 +6,12 @@ import pytest
 
 from uniovseg.config import load
 from uniovseg.data import entities, pairs
+from uniovseg.data.inspect import pictures_of_pairs
 from uniovseg.data.shapes import SceneConfig, image_text
 from uniovseg.data.shards import ShardSet
 from uniovseg.errors import ConfigError
 from uniovseg.records import ImageEntities
-from uniovseg.runtime.match import MatchConfig, match, pictures_of_pairs
+from uniovseg.runtime.match import MatchConfig, match
 from uniovseg.runtime.shards import PartRange, write_manifest, write_records
 from uniovseg.storage import Location
 

@@ -21,9 +21,7 @@ from uniovseg.errors import ConfigError, DataError
 from uniovseg.methods.promptable import RegionConfig
 from uniovseg.models.phrases import PhraseEmbeddings
 from uniovseg.models.text_classifier import template_set
-from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.pairing import PairingConfig, pair_image
-from uniovseg.pictures import Picture, draw_masks
 from uniovseg.records import ImagePairs, Rejected
 from uniovseg.runtime.pool import PoolConfig, over_items
 from uniovseg.runtime.shards import Commit, PartRange, check_settings, read_commits, write_manifest, write_records
@@ -109,14 +107,3 @@ def match(config: MatchConfig) -> dict[str, Any]:
         "rejected": sum(manifest.rejects.values()), "parts": len(parts), "parts_already_done": len(parts) - len(left),
         "seconds": round(time.perf_counter() - started, 1),
     }  # fmt: skip
-
-
-def pictures_of_pairs(uri: str, count: int) -> list[Picture]:
-    """The first `count` images of a set of pairs, each mask drawn with its entity and cost."""
-    return [_picture(record) for record in ShardSet(uri).read(pairs.to_record, count)]
-
-
-def _picture(record: ImagePairs) -> Picture:
-    masks = RunLengthMasks.from_counts([record.counts[mask] for mask, _ in record.pairs], (record.height, record.width))
-    labels = [f"{record.entities[entity]} {cost:.2f}" for (_, entity), cost in zip(record.pairs, record.pair_costs, strict=True)]
-    return draw_masks(decode_image(record.image), masks, labels)

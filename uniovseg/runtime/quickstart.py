@@ -17,6 +17,7 @@ from rich.table import Table
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import Config, load
+from uniovseg.data.inspect import pictures_of_pairs
 from uniovseg.data.shapes import UNSEEN
 from uniovseg.data.shapes_sets import ShapesConfig, write_shapes
 from uniovseg.methods.catalog import build_method
@@ -24,7 +25,7 @@ from uniovseg.pictures import save_picture, tile
 from uniovseg.runtime.alignment import AlignmentConfig, compare_alignment
 from uniovseg.runtime.evaluate import PromptableJobConfig, evaluate_promptable_job
 from uniovseg.runtime.ingest import IngestConfig, ingest
-from uniovseg.runtime.match import MatchConfig, match, pictures_of_pairs
+from uniovseg.runtime.match import MatchConfig, match
 from uniovseg.runtime.refine import RefineConfig, refine_here
 from uniovseg.runtime.session import ray_session
 from uniovseg.runtime.tracked_job import tracked

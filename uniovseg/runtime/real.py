@@ -17,13 +17,14 @@ from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import Config, load
 from uniovseg.data.coco import iter_records, read_annotations, write_sa1b_tars
+from uniovseg.data.inspect import pictures_of_pairs
 from uniovseg.errors import DataError
 from uniovseg.methods.catalog import build_method
 from uniovseg.pictures import save_picture, tile
 from uniovseg.runtime.evaluate import PromptableJobConfig, evaluate_promptable_job
 from uniovseg.runtime.evaluate_words import WordsJobConfig, evaluate_panoptic_job, evaluate_semantic_job
 from uniovseg.runtime.ingest import IngestConfig, ingest
-from uniovseg.runtime.match import MatchConfig, match, pictures_of_pairs
+from uniovseg.runtime.match import MatchConfig, match
 from uniovseg.runtime.pool import PoolConfig
 from uniovseg.runtime.refine import RefineConfig, refine_here
 from uniovseg.runtime.session import ray_session
