@@ -31,7 +31,7 @@ from uniovseg.errors import CheckpointError, ConfigError, MissingFileError, Stor
 from uniovseg.runtime import registry
 from uniovseg.runtime.datasets import CPUS_OF_A_FEED
 from uniovseg.runtime.model_size import model_size
-from uniovseg.runtime.session import OBJECT_STORE, ray_session
+from uniovseg.runtime.session import local_object_store, ray_session
 from uniovseg.storage import Location
 from uniovseg.training import refuse_other_run
 
@@ -423,7 +423,7 @@ def slots(config: "TrainJobConfig") -> int:
 def this_machine(config: "TrainJobConfig") -> Node:
     """The node of the cluster that a run starts on this machine when RAY_ADDRESS names none."""
     cpus = max(slots(config), os.cpu_count() or 1)
-    return _look(Node(socket.gethostname(), cpus, torch.cuda.device_count(), OBJECT_STORE, None, 0, 0), None)
+    return _look(Node(socket.gethostname(), cpus, torch.cuda.device_count(), local_object_store(), None, 0, 0), None)
 
 
 def cluster_nodes(output: Location) -> list[Node]:

@@ -6,13 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import ray
 from ray.exceptions import AuthenticationError
 
 from uniovseg.errors import ConfigError
 
-OBJECT_STORE = 512 * 1024**2
-"""Bytes of the object store of a cluster that a job starts on its own machine."""
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1024**3), "MALLOC_TRIM_THRESHOLD_": str(4 * 1024**3)}
+"""Environment by which glibc keeps what a process frees for what it needs next. By itself it gives images and feature maps back to the kernel, which
+clears their pages anew, one fault each, for every sample."""
+
+
+def local_object_store() -> int:
+    """Bytes of the object store of a cluster that a job starts on its own machine: 2 GiB, or a quarter of the memory where that is less.
+
+    What is not used takes none. Too small a store writes training samples to the disk and reads them again, which costs more than to make them.
+    """
+    return min(2 * 1024**3, int(psutil.virtual_memory().total) // 4)
 
 
 def quiet_ray_data() -> None:
@@ -56,7 +66,10 @@ def ray_session(cpus: int) -> Iterator[None]:
         os.environ.setdefault("RAY_DATA_LOGGING_CONFIG", str(Path(__file__).with_name("ray_data_logging.json")))
         # A cluster of one's own asks for a token (made in ~/.ray when there is none); Ray would say so with a warning each time.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-        ray.init(num_cpus=max(cpus, os.cpu_count() or 1), object_store_memory=OBJECT_STORE, logging_level=logging.WARNING, include_dashboard=True)
+        for name, value in KEEP_FREED_MEMORY.items():
+            os.environ.setdefault(name, value)
+        cpus = max(cpus, os.cpu_count() or 1)
+        ray.init(num_cpus=cpus, object_store_memory=local_object_store(), logging_level=logging.WARNING, include_dashboard=True)
     try:
         yield
     finally:
