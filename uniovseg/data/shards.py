@@ -109,6 +109,10 @@ def rejects_table(rejects: Sequence[Rejected]) -> pa.Table:
     return pa.Table.from_pylist([{name: getattr(item, name) for name in REJECTS_SCHEMA.names} for item in rejects], schema=REJECTS_SCHEMA)
 
 
+MOST_FOOTERS = 64
+"""Files whose footers a `ShardSet` remembers, so that each of their row groups takes one request less."""
+
+
 class GroupRef(NamedTuple):
     """A row group: index of its shard in the manifest, index in the file, rows."""
 
@@ -140,6 +144,7 @@ class ShardSet:
             key = ".".join(map(str, first["loc"]))
             raise DataError(f"the manifest cannot be understood: {key}: {first['msg']}", seen=self.location.uri) from error
         self.groups = tuple(GroupRef(shard, group, rows) for shard, info in enumerate(self.manifest.shards) for group, rows in enumerate(info.rows))
+        self._footers: dict[int, pq.FileMetaData] = {}
 
     def read_group(self, index: int) -> pa.Table:
         """The rows of row group `index` (into `groups`) as an Arrow table of `SCHEMA`."""
@@ -149,7 +154,11 @@ class ShardSet:
         def read() -> pa.Table:
             filesystem, path = location.filesystem()
             with filesystem.open_input_file(path) as file:
-                return pq.ParquetFile(file, pre_buffer=True).read_row_group(ref.group)
+                parquet = pq.ParquetFile(file, metadata=self._footers.get(ref.shard), pre_buffer=True)
+                if len(self._footers) >= MOST_FOOTERS:
+                    self._footers.clear()
+                self._footers[ref.shard] = parquet.metadata
+                return parquet.read_row_group(ref.group)
 
         return storage.with_retries(read, f"reading {location.uri}")
 

@@ -5,6 +5,7 @@ run lengths, in the plan's order. *Make*: tasks on any CPU turn blocks of rows i
 be fused into a single task, which would decode a whole window on one core), and the order is kept from end to end.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -58,12 +59,18 @@ class PlannedRows:
     def read(self, start: int, stop: int) -> Iterator[pa.Table]:
         """This rank's rows of the steps [start, stop), in blocks of whole micro-batches."""
         plan = Plan(self.rows_per_group, seed=self.seed, batch_size=self.batch_size, window_groups=self.window_groups)
-        reader = GroupReader(ShardSet(self.uri), 2 * self.window_groups)
+        reader = GroupReader(_opened(self.uri, self.rows_per_group), 2 * self.window_groups)
         per_block = max(1, ROWS_A_BLOCK * self.world_size * self.parts // self.batch_size)
         slices = islice(plan.slices(start, self.rank, self.world_size, self.parts), (stop - start) * self.parts)
         while block := [item for part in islice(slices, per_block) for item in part]:
             table = pa.concat_tables([reader.row(item) for item in block])
             yield table.append_column("epoch", pa.array(np.array([item.epoch for item in block])))
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(uri: str, _rows_per_group: tuple[int, ...]) -> ShardSet:
+    """The shard set, opened once a process: its tasks read the manifest and the footers once. One that was written anew has other row groups."""
+    return ShardSet(uri)
 
 
 class PlanSource(Datasource):  # type: ignore[misc]
@@ -97,7 +104,7 @@ def ray_batches(rows: PlannedRows, maker: SampleMaker[Any, BatchT], start: int, 
     """This rank's micro-batches of the steps [start, stop), by Ray Data."""
     bounds = [place - rows.bounds[0] for place in rows.bounds]
     rows_a_window = rows.window_groups * max(rows.rows_per_group)
-    steps_a_task = max(1, rows_a_window // rows.batch_size)
+    steps_a_task = max(1, rows_a_window // rows.share)  # about a window's worth of rows, of however many workers this is one
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
