@@ -1,6 +1,7 @@
 """Requests that somebody hostile, careless or unlucky might send: whole ones of every route, changed at random."""
 
 import base64
+import copy
 import io
 import json
 import random
@@ -241,11 +242,11 @@ class Mutations:
             break
         kind = choice(["value", "value", "value", "drop", "unknown", "word", "id"])
         if kind == "value":
-            tree[key] = choice(VALUES)
+            tree[key] = copy.deepcopy(choice(VALUES))  # a later change may go into it
         elif kind == "drop":
             del tree[key]
         elif kind == "unknown" and isinstance(tree, dict):
-            tree[choice(["url", "__proto__", "class", "a" * 500, ""])] = choice(VALUES)
+            tree[choice(["url", "__proto__", "class", "a" * 500, ""])] = copy.deepcopy(choice(VALUES))
         elif kind == "id" and isinstance(tree, dict):
             tree[choice(["image_id", "vocabulary_id", "templates", str(key)])] = choice(IDS)
         else:
