@@ -41,11 +41,11 @@ class QuickstartConfig(Config):
 
     output: str = Field("runs/quickstart", description="folder of everything; it is emptied of an earlier run's training first")
     seed: int = Field(0, ge=0, description="seed of the world, the weights and every draw")
-    image_masks: int = Field(1664, ge=64, description="scenes to train on")
+    image_masks: int = Field(1600, ge=64, description="scenes to train on")
     image_text: int = Field(256, ge=0, description="scenes with captions")
     evaluation: int = Field(64, ge=8, description="labelled scenes to evaluate on")
     train: str = Field("jobs/configs/stage1_shapes.yaml", description="configuration of stage 1")
-    steps: int = Field(410, ge=1, description="optimizer steps of stage 1")
+    steps: int = Field(400, ge=1, description="optimizer steps of stage 1")
     match: str = Field("jobs/configs/match_shapes.yaml", description="configuration of mask-text matching")
     align: str = Field("jobs/configs/stage2_shapes.yaml", description="configuration of stage 2")
     align_steps: int = Field(600, ge=1, description="optimizer steps of stage 2; stage 2 is left out where image_text is 0")
