@@ -1,10 +1,12 @@
 import math
+import pickle
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from tests.data.sa1b_samples import make_record
+from uniovseg.data import shards
 from uniovseg.data.shards import MANIFEST, SCHEMA, Contents, Manifest, ShardSet, contents_of, rejects_table, to_record, to_table
 from uniovseg.errors import DataError
 from uniovseg.records import ImageMasks, Rejected
@@ -71,6 +73,15 @@ def test_a_shard_set_is_what_its_manifest_says(shard_set: Location) -> None:
             for i in range(parquet.metadata.num_columns)
         }
         assert by_name["image"].compression == "UNCOMPRESSED" and by_name["counts.list.element"].compression == "ZSTD"
+
+
+@pytest.mark.parametrize("most", [1, 64])
+def test_groups_in_any_order_through_remembered_footers(shard_set: Location, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MOST_FOOTERS", most)
+    kept = ShardSet(shard_set)
+    for index in (0, 1, 3, 2, 0, 3):
+        assert kept.read_group(index).equals(ShardSet(shard_set).read_group(index))
+    assert pickle.loads(pickle.dumps(kept)).read_group(3).equals(kept.read_group(3))
 
 
 def test_files_that_the_manifest_does_not_name_do_not_count(shard_set: Location) -> None:

@@ -155,9 +155,10 @@ class ShardSet:
             filesystem, path = location.filesystem()
             with filesystem.open_input_file(path) as file:
                 parquet = pq.ParquetFile(file, metadata=self._footers.get(ref.shard), pre_buffer=True)
-                if len(self._footers) >= MOST_FOOTERS:
-                    self._footers.clear()
-                self._footers[ref.shard] = parquet.metadata
+                if ref.shard not in self._footers:
+                    if len(self._footers) >= MOST_FOOTERS:
+                        self._footers.clear()
+                    self._footers[ref.shard] = parquet.metadata
                 return parquet.read_row_group(ref.group)
 
         return storage.with_retries(read, f"reading {location.uri}")
