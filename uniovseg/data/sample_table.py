@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from uniovseg.data.regions import STRIDE
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import EntitySample, ImageEntities, MaskSample, PairSample, View
 
@@ -25,7 +26,7 @@ VIEW_FIELD = ("view", pa.list_(pa.float64(), 8))
 ENTITIES_FIELD = ("entities", pa.list_(pa.string()))
 
 MASK_SCHEMA = pa.schema([*IMAGE_FIELDS, VIEW_FIELD, *MASK_FIELDS, ("boxes_xyxy", pa.large_binary()), ("seed", pa.int64())])
-PAIR_SCHEMA = pa.schema([*IMAGE_FIELDS, ("regions", pa.large_binary()), ("cells", pa.list_(pa.int32(), 2)), ENTITIES_FIELD])
+PAIR_SCHEMA = pa.schema([*IMAGE_FIELDS, ("regions", pa.large_binary()), ENTITIES_FIELD])
 ENTITY_SCHEMA = pa.schema([*IMAGE_FIELDS, VIEW_FIELD, ("source", pa.large_binary()), ("caption", pa.string()), ENTITIES_FIELD])
 
 
@@ -47,7 +48,6 @@ def pair_table(samples: Sequence[PairSample]) -> pa.Table:
     columns = {
         "key": [sample.key for sample in samples],
         "regions": _binaries([sample.regions.numpy() for sample in samples]),
-        "cells": [sample.regions.shape[1:] for sample in samples],
         "entities": [sample.entities for sample in samples],
     }
     return pa.table(columns | _image_columns(samples), schema=PAIR_SCHEMA)
@@ -75,9 +75,10 @@ def mask_samples(table: pa.Table) -> list[MaskSample]:
 def pair_samples(table: pa.Table) -> list[PairSample]:
     """The samples of a table of `PAIR_SCHEMA`."""
     table = table.combine_chunks()
-    keys, sizes, entities = (table.column(name).to_pylist() for name in ("key", "cells", "entities"))
+    keys, sizes, entities = (table.column(name).to_pylist() for name in ("key", "size", "entities"))
     regions = [
-        torch.from_numpy(_values(cells, np.bool_).reshape(-1, *size).copy()) for cells, size in zip(table.column("regions"), sizes, strict=True)
+        torch.from_numpy(_values(cells, np.bool_).reshape(-1, height // STRIDE, width // STRIDE).copy())
+        for cells, (height, width) in zip(table.column("regions"), sizes, strict=True)
     ]
     return [
         PairSample(key=key, image=image, regions=cells, entities=tuple(named))

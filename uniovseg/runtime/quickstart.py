@@ -55,6 +55,11 @@ class QuickstartConfig(Config):
         TrackingConfig(uri="sqlite:///runs/mlflow.db", experiment="uniovseg-quickstart", register_as="uniovseg"), description="MLflow"
     )
 
+    @property
+    def untrained_scenes(self) -> int:
+        """How many of the labelled scenes the untrained model is evaluated on, for comparison only."""
+        return self.evaluation // 8
+
 
 @tracked("quickstart")
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
 
     method = build_method(job.method, config.seed)
     checkpoint.save(Path(config.output) / "untrained", CheckpointInfo(step=0, method=job.method.model_dump(mode="json")), method.state())
-    before = evaluate("untrained", "promptable evaluation before training", config.evaluation // 8)
+    before = evaluate("untrained", "promptable evaluation before training", config.untrained_scenes)
     after = evaluate("stage1/model", "promptable evaluation after training", config.evaluation)
     promptable = {
         "box_iou": after["box_iou"],
@@ -167,7 +172,7 @@ def show(console: Console, config: QuickstartConfig, report: dict[str, Any]) -> 
     scores = report["promptable"]
     table = Table(
         title=f"The shapes world, seed {config.seed}: mean IoU over {config.evaluation} scenes that no training saw, "
-        f"untrained over {config.evaluation // 8} ({report['seconds']:.0f} s in all)"
+        f"untrained over {config.untrained_scenes} ({report['seconds']:.0f} s in all)"
     )
     for column in ("prompt", "untrained", "trained", "the box itself"):
         table.add_column(column, justify="left" if column == "prompt" else "right")
