@@ -26,30 +26,39 @@ STOP_PHRASES = word_set(
 STOP_HEADS = word_set("image images picture pictures photo photos photograph photographs snapshot shot view scene background backgrounds foreground")
 """Last words of phrases about the picture as such, whatever stands before: ``blurry background``."""
 
-OPENINGS = re.compile(r"\b(?:image|picture|photo|photograph|snapshot|shot|view|scene|close[- ]?up)s? of\b")
-"""How captions begin before they name a thing."""
+OPENINGS = re.compile(r"\b(?:black[- ]and[- ]white )?(?:image|picture|photo|photograph|snapshot|shot|view|scene|background|close[- ]?up)s? of\b")
+"""How captions begin before they name a thing. What stands before says how the picture was taken: ``an aerial view of``."""
 
 QUANTITIES = re.compile(
+    r"(?:\b(?:large|small|big|huge|great|tiny|little|long|short|tall|high|wide|good|whole|vast|massive)\s+)*"
     r"\b(?:group|couple|pair|bunch|lot|number|row|set|stack|pile|variety|collection|series|kind|type|piece|part|fleet|herd|flock)s? of\b"
 )
-"""How captions count things that they name next."""
+"""How captions count things that they name next; the size is the group's, not the things'."""
 
 MAX_WORDS = 8
 """Longer phrases are sentences, not names."""
 
 
-def normalise(text: str) -> str:
-    """Lower case, plain apostrophes, and no openings (``photo of``) nor quantities (``a group of``): what parsers and `clean_phrase` begin with."""
-    text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    return QUANTITIES.sub(" ", OPENINGS.sub(" ", text))
+def _fold(text: str) -> str:
+    """Lower case and plain apostrophes."""
+    return unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+
+
+def normalise(caption: str) -> str:
+    """What parsers begin with: lower case, plain apostrophes, no quantities (``a group of``), and openings (``photo of``) parted from what they name.
+
+    An opening becomes ``view;``, which with its adjectives is a phrase that `clean_phrase` drops.
+    """
+    return QUANTITIES.sub(" ", OPENINGS.sub("view;", _fold(caption)))
 
 
 def clean_phrase(text: str) -> str:
     """One phrase in lower case with single spaces, without articles, counts, quotes and outer punctuation; empty when it names nothing.
 
-    Plurals stay, and so do descriptive words: ``"The two  old Wooden chairs."`` becomes ``"old wooden chairs"``.
+    Of a phrase with an opening (``front view of a train``) what comes after it stays. Plurals stay, and so do descriptive words:
+    ``"The two  old Wooden chairs."`` becomes ``"old wooden chairs"``.
     """
-    text = re.sub(r"[^\w\s'&/.-]|_", " ", normalise(text))
+    text = re.sub(r"[^\w\s'&/.-]|_", " ", QUANTITIES.sub(" ", OPENINGS.split(_fold(text))[-1]))
     words = [word for word in (part.strip("'&/.-") for part in text.split()) if word]
     while words and (words[0] in LEADING_WORDS or words[0].isdigit()):
         words.pop(0)
