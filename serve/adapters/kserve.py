@@ -63,7 +63,7 @@ class Inference(Foreign):
     """The body of ``infer``."""
 
     id: str | None = None
-    inputs: list[Tensor]
+    inputs: Annotated[list[Tensor], Field(fail_fast=True)]
     outputs: list[Wanted] | None = None
 
 
@@ -147,10 +147,10 @@ async def _read(http: Request, limits: Limits) -> tuple[Inference, dict[str, byt
     body = await read_body(http, limits, json_bytes(limits))
     length = http.headers.get(HEADER_LENGTH)
     if length is None:
-        return parse_json(body, Inference), {}
+        return parse_json(body, Inference, limits), {}
     if not (length.isascii() and length.isdecimal() and len(length) < 12 and int(length) <= len(body)):
         raise ServiceError("invalid_request", f"{HEADER_LENGTH} does not fit the body", seen=length, allowed=f"0 to {len(body)}")
-    inference, at, binary = parse_json(body[: int(length)], Inference), int(length), {}
+    inference, at, binary = parse_json(body[: int(length)], Inference, limits), int(length), {}
     for tensor in inference.inputs:
         size = tensor.parameters.get("binary_data_size")
         if isinstance(size, int) and tensor.data is None:

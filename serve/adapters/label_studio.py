@@ -10,12 +10,13 @@ A mask is a brush: Label Studio's own run lengths (those of the JavaScript packa
 import asyncio
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 from xml.etree import ElementTree
 
 import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -55,7 +56,7 @@ class Task(Foreign):
 class Predict(Foreign):
     """The body of predict."""
 
-    tasks: list[Task]
+    tasks: Annotated[list[Task], Field(fail_fast=True)]
     label_config: str
     params: Parameters | None = None
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.api import request_id_of
 from serve.problems import ServiceError, headers_of, problem_of
-from serve.reading import json_bytes, read_body, refused
+from serve.reading import check_json, json_bytes, read_body, refused
 from uniovseg.api import ImageRequest, Limits
 
 RequestT = TypeVar("RequestT", bound=ImageRequest)
@@ -25,11 +25,12 @@ class Foreign(BaseModel):
 
 async def read_json(http: Request, kind: type[ForeignT], limits: Limits, images: int = 1) -> ForeignT:
     """The body, which holds as many images in base64, as `kind`. Raises ServiceError."""
-    return parse_json(await read_body(http, limits, json_bytes(limits, images)), kind)
+    return parse_json(await read_body(http, limits, json_bytes(limits, images)), kind, limits)
 
 
-def parse_json(body: bytes, kind: type[ForeignT]) -> ForeignT:
-    """JSON as `kind`. Raises ServiceError."""
+def parse_json(body: bytes, kind: type[ForeignT], limits: Limits) -> ForeignT:
+    """JSON as `kind`, if there is not too much of it beside images. Raises ServiceError."""
+    check_json(body, limits)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

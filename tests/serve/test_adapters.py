@@ -112,6 +112,26 @@ def asked(backend: Scripted) -> Any:
     return backend.calls[-1].request
 
 
+MUCH = [{}] * (Limits().request_bytes // 4)
+
+
+@pytest.mark.parametrize("path", ["/hf", "/cvat", "/label-studio/predict", "/v2/models/shapes/infer", "/v1/prompt"])
+def test_json_beside_images_is_bounded_before_it_is_parsed(http: TestClient, path: str) -> None:
+    """Whatever stands around it, even quotes far apart."""
+    fields = {"inputs": MUCH, "image": ENCODED, "tasks": MUCH, "label_config": ""}
+    reply = http.post(path, json=fields)
+    assert reply.status_code == 413 and "beside its image" in reply.json()["detail"], reply.text
+
+
+def test_images_beside_json_are_not_counted(http: TestClient, backend: Scripted) -> None:
+    large = PICTURE + bytes(Limits().request_bytes)
+    encoded = base64.b64encode(large).decode()
+    tasks = [{"data": {"picture": f"data:image/png;base64,{encoded}"}}] * 8
+    for path, body in (("/label-studio/predict", {"tasks": tasks, "label_config": CONFIG}), ("/hf?vocabulary=cat", {"inputs": encoded})):
+        reply = http.post(path, content=json.dumps(body).replace("/", "\\/"), headers={"Content-Type": "application/json"})
+        assert reply.status_code == 200 and backend.calls[-1].image == large, reply.text
+
+
 # -- Hugging Face -----------------------------------------------------------------------------------------------------------------------------------
 
 
