@@ -27,23 +27,32 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_segment_writes_a_picture_and_the_masks(scene: Path, tmp_path: Path) -> None:
     assert main(["segment", str(scene), "--out", str(tmp_path), "--box", "10,20,60,70", "--box", "5,5,100,90"]) == 0
-    found = json.loads((tmp_path / "scene.json").read_text())
+    found = json.loads((tmp_path / "scene_masks.json").read_text())
     assert found["size"] == [128, 128]
     assert len(found["segments"]) == 2
     assert {"rle", "predicted_iou", "box_xyxy", "area"} == set(found["segments"][0])
-    picture = cv2.imread(str(tmp_path / "scene.png"))
+    picture = cv2.imread(str(tmp_path / "scene_masks.png"))
     assert picture is not None
     assert picture.shape == (128, 128, 3)
 
 
+def test_the_image_is_kept_where_the_output_is_its_own_folder(scene: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "scene.png"
+    assert cv2.imwrite(str(picture), cv2.imread(str(scene)))
+    before = picture.read_bytes()
+    assert main(["segment", str(picture), "--out", str(tmp_path), "--box", "10,20,60,70"]) == 0
+    assert picture.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"scene.png", "scene_masks.png", "scene_masks.json"}
+
+
 def test_points_inside_and_outside_give_one_mask(scene: Path, tmp_path: Path) -> None:
     assert main(["segment", str(scene), "--out", str(tmp_path), "--point", "64,64", "--point", "70,64", "--not-point", "5,5"]) == 0
-    assert len(json.loads((tmp_path / "scene.json").read_text())["segments"]) == 1
+    assert len(json.loads((tmp_path / "scene_masks.json").read_text())["segments"]) == 1
 
 
 def test_words_give_a_panoptic_map_and_the_shapes_model_is_named(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["segment", str(scene), "--out", str(tmp_path), "--words", "red star, blue ring, grass"]) == 0
-    found = json.loads((tmp_path / "scene.json").read_text())
+    found = json.loads((tmp_path / "scene_masks.json").read_text())
     ids = decode_ids((tmp_path / "scene_panoptic.png").read_bytes())
     assert found["segments"]
     for item in found["segments"]:
@@ -51,7 +60,7 @@ def test_words_give_a_panoptic_map_and_the_shapes_model_is_named(scene: Path, tm
         assert item["word"] in ("red star", "blue ring", "grass")
         assert item["area"] == (ids == item["id"]).sum()
     assert sorted(set(np.unique(ids).tolist()) - {0}) == [item["id"] for item in found["segments"]]
-    picture = cv2.imread(str(tmp_path / "scene.png"))
+    picture = cv2.imread(str(tmp_path / "scene_masks.png"))
     assert picture is not None
     assert picture.shape == (640, 640, 3)
     said = capsys.readouterr().out
@@ -61,7 +70,7 @@ def test_words_give_a_panoptic_map_and_the_shapes_model_is_named(scene: Path, tm
 
 def test_words_give_a_map_of_classes(scene: Path, tmp_path: Path) -> None:
     assert main(["segment", str(scene), "--out", str(tmp_path), "--words", "red star,grass", "--task", "semantic", "--unknown-below", "0.6"]) == 0
-    found = json.loads((tmp_path / "scene.json").read_text())["segments"]
+    found = json.loads((tmp_path / "scene_masks.json").read_text())["segments"]
     labels = decode_labels((tmp_path / "scene_semantic.png").read_bytes())
     areas = dict(zip(*(values.tolist() for values in np.unique(labels, return_counts=True)), strict=True))
     areas.pop(255, None)
@@ -70,7 +79,7 @@ def test_words_give_a_map_of_classes(scene: Path, tmp_path: Path) -> None:
 
 def test_prompts_with_words(scene: Path, tmp_path: Path) -> None:
     assert main(["segment", str(scene), "--out", str(tmp_path), "--box", "10,20,60,70", "--words", "red star, grass"]) == 0
-    (segment,) = json.loads((tmp_path / "scene.json").read_text())["segments"]
+    (segment,) = json.loads((tmp_path / "scene_masks.json").read_text())["segments"]
     assert segment["word"] in ("red star", "grass")
     assert 0.5 <= segment["score"] <= 1
     assert not list(tmp_path.glob("*_panoptic.png"))

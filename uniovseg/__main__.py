@@ -45,7 +45,7 @@ def segment(arguments: argparse.Namespace) -> None:
     found: Sequence[Segment | Region]
     target = Path(arguments.out) / Path(arguments.image).stem
     target.parent.mkdir(parents=True, exist_ok=True)
-    files = [f"{target}.png", f"{target}.json"]
+    files = [f"{target}_masks.png", f"{target}_masks.json"]  # never the image itself
     if vocabulary is None or prompted:
         found = _prompted(segmenter, image, arguments, vocabulary, config)
     else:
