@@ -17,12 +17,13 @@ from torch import nn
 from tests.test_training import Brightness, configured, sample_batch
 from uniovseg import checkpoint, parallel
 from uniovseg.checkpoint import MODEL, OPTIMIZER, SHARDED
+from uniovseg.data.plan import micro_batch_places
 from uniovseg.errors import ConfigError, TrainingError, TrainingStoppedError
 from uniovseg.methods.base import TrainableMethod, mean_over_ranks
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.parallel import blocks
 from uniovseg.pictures import Picture
-from uniovseg.records import MaskBatch
+from uniovseg.records import MaskBatch, StepOutput
 from uniovseg.training import Ask, FolderRecorder, Request, TrainConfig, train
 
 
@@ -49,15 +50,22 @@ class Twice(nn.Module):
         return found
 
 
+class Pairs(Blocks):
+    """As `Blocks`, with a loss that is divided by the pairs of a batch, of which a sample has none to three."""
+
+    def training_step(self, batch: MaskBatch) -> StepOutput:
+        counts = torch.tensor([seed % 4 for seed in batch.seeds])
+        error = self.head(self.eyes(batch.images.float().mean((2, 3)) / 255))[:, 0] + self.bias.weight[0]
+        return StepOutput(loss=(counts * error.square()).sum() / mean_over_ranks(int(counts.sum()), error.device), metrics={})
+
+
 def share(batch_size: int, accumulate: int, rank: int, world_size: int, taken: list[str]) -> Callable[[int], Iterator[MaskBatch]]:
     """A rank's micro-batches of the samples in their order; `taken` gets the keys."""
 
     def batches(start: int) -> Iterator[MaskBatch]:
-        part = batch_size // world_size // accumulate
         for step in range(start, 1000):
-            for micro in range(accumulate):
-                first = step * batch_size + (rank * accumulate + micro) * part
-                batch = sample_batch(range(first, first + part))
+            for places in micro_batch_places(batch_size, rank, world_size, accumulate):
+                batch = sample_batch([step * batch_size + place for place in places])
                 taken.extend(batch.keys)
                 yield batch
 
@@ -84,10 +92,11 @@ def run(
     resume: Path | None = None,
     ask: Ask | None = None,
     poison: str | None = None,
+    kind: type[Blocks] = Blocks,
 ) -> list[str]:
-    """Train `Blocks` into a folder; returns the keys that this rank has trained on."""
+    """Train `kind` into a folder; returns the keys that this rank has trained on."""
     folder.mkdir(exist_ok=True, parents=True)
-    method, taken = Blocks(), list[str]()
+    method, taken = kind(), list[str]()
     method.poison = poison
     validate = (lambda method: ({"val_sum": weight_sum(method)}, dict[str, Picture]())) if rank == 0 else None
     feed = share(config.batch_size, config.accumulate, rank, world_size, taken)
@@ -121,6 +130,7 @@ def together(rank: int, folder: Path, config: TrainConfig) -> None:
     two(folder / "fsdp_from_one", sharded, resume=folder / "one_sharded" / "step_0000003")
     two(folder / "fsdp_from_ddp", sharded, resume=folder / "ddp" / "step_0000003")
     two(folder / "fsdp_parts", sharded.model_copy(update={"accumulate": 2}))
+    two(folder / "pairs", config.model_copy(update={"accumulate": 2}), kind=Pairs)
     for name, settings in (("bad_ddp", config), ("bad_fsdp", sharded)):
         with pytest.raises(TrainingError, match="not finite at step 2") as caught:
             two(folder / name, settings, poison="infinite, with finite gradients")  # in the share of the first process alone
@@ -140,6 +150,7 @@ def done(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of one process, then those of two."""
     folder = tmp_path_factory.mktemp("parallel")
     run(folder / "alone", config)
+    run(folder / "pairs_alone", config.model_copy(update={"accumulate": 2}), kind=Pairs)
     run(folder / "one_sharded", config.model_copy(update={"parallel": "fsdp"}))
     processes = [get_context("spawn").Process(target=together, args=(rank, folder, config)) for rank in range(2)]
     for process in processes:
@@ -166,6 +177,13 @@ def test_two_processes_take_the_steps_of_one(done: Path, name: str) -> None:
     validated = [line["val_sum"] for line in lines_of(done / name) if "val_sum" in line]
     assert validated == pytest.approx([line["val_sum"] for line in lines_of(done / "alone") if "val_sum" in line], abs=1e-4)
     assert {line["workers"] for line in lines_of(done / name) if "workers" in line} == {2.0}
+
+
+def test_micro_batches_of_two_processes_are_those_of_one(done: Path) -> None:
+    """Micro-batches differ in their pairs, so that other ones would give other losses and weights."""
+    assert losses(done / "pairs") == pytest.approx(losses(done / "pairs_alone"), abs=1e-6)
+    alone, found = (checkpoint.read_weights(done / folder / "step_0000008") for folder in ("pairs_alone", "pairs"))
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
 
 
 def test_a_sharded_checkpoint_is_whole_weights_and_a_part_of_each_process(done: Path) -> None:

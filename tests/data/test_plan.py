@@ -69,16 +69,21 @@ def test_ranks_and_micro_batches_cut_the_same_batches(world_size: int, parts: in
     plan = plan_of()
     slices = [list(islice(plan.slices(5, rank, world_size, parts), 3 * parts)) for rank in range(world_size)]
     for step in range(3):
-        joined = [item for rank in range(world_size) for part in slices[rank][step * parts : (step + 1) * parts] for item in part]
-        assert joined == plan.batch(5 + step)
-        assert {len(part) for rank in range(world_size) for part in slices[rank]} == {4 // (world_size * parts)}
+        batch = plan.batch(5 + step)
+        for part in range(parts):
+            assert [item for rank in range(world_size) for item in slices[rank][step * parts + part]] == batch[part::parts]  # whatever world_size is
+        joined = [sorted(item for part in slices[rank][step * parts : (step + 1) * parts] for item in part) for rank in range(world_size)]
+        share = 4 // world_size
+        assert joined == [sorted(batch[rank * share : (rank + 1) * share]) for rank in range(world_size)]  # a rank reads one run of groups
+        assert {len(part) for rank in range(world_size) for part in slices[rank]} == {share // parts}
 
 
 @pytest.mark.parametrize(("world_size", "parts", "sizes"), [(3, 1, [2, 3, 3]), (3, 2, [1, 1, 2, 1, 1, 2]), (5, 1, [1, 2, 1, 2, 2])])
 def test_uneven_slices_make_up_the_batch_too(world_size: int, parts: int, sizes: list[int]) -> None:
     plan = plan_of(batch_size=8)
     slices = [part for rank in range(world_size) for part in islice(plan.slices(5, rank, world_size, parts), parts)]
-    assert [item for part in slices for item in part] == plan.batch(5)
+    for part in range(parts):
+        assert [item for micro in slices[part::parts] for item in micro] == plan.batch(5)[part::parts]
     assert [len(part) for part in slices] == sizes
 
 

@@ -10,13 +10,15 @@ end to end, the layout is cut into as many lanes as a batch has places, and lane
 one row from each lane, a sample stratified over the window's groups, and a rank, with its run of places, reads one run of groups: together the n ranks
 read little more than every group once. The batches do not
 depend on n.
+
+A rank's micro-batches take the places of its slice in turns. So a micro-batch too, over all ranks together, is the same rows for any n, and a loss that
+is divided by the pairs of a micro-batch is the same loss.
 """
 
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -80,11 +82,11 @@ class Plan:
         Raises:
             ConfigError: the global batch does not divide by `parts`, or has fewer rows than there are micro-batches.
         """
-        step, bounds = start, share_bounds(self.batch_size, rank, world_size, parts)
+        step, micro_batches = start, micro_batch_places(self.batch_size, rank, world_size, parts)
         while True:
             batch = self.batch(step)
-            for begin, end in pairwise(bounds):
-                yield batch[begin:end]
+            for places in micro_batches:
+                yield [batch[place] for place in places]
             step += 1
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], list[int]]:
@@ -115,8 +117,8 @@ class Plan:
         return self._windows[key]
 
 
-def share_bounds(batch_size: int, rank: int, world_size: int, parts: int) -> list[int]:
-    """Where a rank's micro-batches begin and end in the global batch: ``parts + 1`` places.
+def micro_batch_places(batch_size: int, rank: int, world_size: int, parts: int) -> list[range]:
+    """The places of the global batch that each of a rank's micro-batches takes: micro-batch p has, of the rank's slice, every place that is p modulo `parts`.
 
     Raises:
         ConfigError: the batch does not divide by `parts`, or has fewer rows than there are micro-batches.
@@ -126,7 +128,8 @@ def share_bounds(batch_size: int, rank: int, world_size: int, parts: int) -> lis
             "batch_size does not divide", seen=f"{batch_size} over {world_size} workers x {parts} micro-batches",
             allowed=f"a multiple of {parts} that is at least {world_size * parts}",
         )  # fmt: skip
-    return [batch_size * (rank * parts + part) // (world_size * parts) for part in range(parts + 1)]
+    begin, end = batch_size * rank // world_size, batch_size * (rank + 1) // world_size
+    return [range(begin + (part - begin) % parts, end, parts) for part in range(parts)]
 
 
 def _remember(cache: "OrderedDict[Key, Value]", key: Key, value: Value, most: int) -> None:

@@ -8,7 +8,7 @@ be fused into a single task, which would decode a whole window on one core), and
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ray.data.datasource import ReadTask
 
 from uniovseg.data.feed import GroupReader
 from uniovseg.data.makers import BatchT, SampleMaker
-from uniovseg.data.plan import Plan, share_bounds
+from uniovseg.data.plan import Plan, micro_batch_places
 from uniovseg.data.shards import ShardSet
 
 ROWS_A_BLOCK = 32
@@ -47,14 +47,14 @@ class PlannedRows:
     parts: int
 
     @property
-    def bounds(self) -> list[int]:
-        """Where this rank's micro-batches begin and end in the global batch."""
-        return share_bounds(self.batch_size, self.rank, self.world_size, self.parts)
+    def sizes(self) -> list[int]:
+        """Rows of each of this rank's micro-batches of a step."""
+        return [len(places) for places in micro_batch_places(self.batch_size, self.rank, self.world_size, self.parts)]
 
     @property
     def share(self) -> int:
         """This rank's rows a step."""
-        return self.bounds[-1] - self.bounds[0]
+        return sum(self.sizes)
 
     def read(self, start: int, stop: int) -> Iterator[pa.Table]:
         """This rank's rows of the steps [start, stop), in blocks of whole micro-batches."""
@@ -102,7 +102,7 @@ def make_samples(table: pa.Table, maker: SampleMaker[Any, Any]) -> pa.Table:
 
 def ray_batches(rows: PlannedRows, maker: SampleMaker[Any, BatchT], start: int, stop: int) -> Iterator[BatchT]:
     """This rank's micro-batches of the steps [start, stop), by Ray Data."""
-    bounds = [place - rows.bounds[0] for place in rows.bounds]
+    bounds = [0, *accumulate(rows.sizes)]
     rows_a_window = rows.window_groups * max(rows.rows_per_group)
     steps_a_task = max(1, rows_a_window // rows.share)  # about a window's worth of rows, of however many workers this is one
     context = ray.data.DataContext.get_current()
