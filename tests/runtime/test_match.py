@@ -9,7 +9,7 @@ from uniovseg.data import entities, pairs
 from uniovseg.data.inspect import pictures_of_pairs
 from uniovseg.data.shapes import SceneConfig, image_text
 from uniovseg.data.shards import ShardSet
-from uniovseg.errors import ConfigError
+from uniovseg.errors import ConfigError, DataError
 from uniovseg.records import ImageEntities
 from uniovseg.runtime.match import MatchConfig, match
 from uniovseg.runtime.shards import PartRange, write_manifest, write_records
@@ -81,3 +81,9 @@ def test_an_output_of_other_entities_is_refused(entity_set: Path, tmp_path: Path
     write_records(PartRange(name="other", source="elsewhere", begin=0, end=1), iter(()), output, 2, pairs.to_table)
     with pytest.raises(ConfigError, match="parts of other entities; seen: other"):
         match(config_of(entity_set, tmp_path))
+
+
+def test_a_set_of_another_kind_is_told(entity_set: Path, tmp_path: Path) -> None:
+    match(config_of(entity_set, tmp_path / "pairs"))
+    with pytest.raises(DataError, match=r"holds other records; seen: .*pairs: .*caption"):
+        match(config_of(tmp_path / "pairs", tmp_path / "again"))

@@ -135,8 +135,9 @@ class ShardSet:
         self.location = Location.of(uri)
         if not storage.exists(self.location / MANIFEST):
             raise DataError(
-                "not a shard set: no manifest", seen=self.location.uri, allowed=f"a folder with {MANIFEST}", fix="make one with jobs/ingest.py"
-            )
+                "not a shard set: no manifest", seen=self.location.uri, allowed=f"a folder with {MANIFEST}",
+                fix="make one with jobs/ingest.py (masks), jobs/refine.py (entities) or jobs/match.py (pairs)",
+            )  # fmt: skip
         try:
             self.manifest = Manifest.model_validate_json(storage.read_bytes(self.location / MANIFEST))
         except ValidationError as error:
@@ -179,12 +180,15 @@ class ShardSet:
                 return
             table = self.read_group(index)
             for row in range(min(ref.rows, left)):
-                try:
-                    record = to_record(table, row)
-                except KeyError as error:
-                    raise DataError("the shard set holds other records", seen=f"{self.location.uri}: {error.args[0]}") from error
-                yield record
+                yield self.record(to_record, table, row)
             left -= ref.rows
+
+    def record(self, to_record: Callable[[pa.Table, int], RecordT], table: pa.Table, row: int) -> RecordT:
+        """A row of a row group of this set, made by `to_record`. Raises DataError where the rows lack a column: the set holds records of another kind."""
+        try:
+            return to_record(table, row)
+        except KeyError as error:
+            raise DataError("the shard set holds other records", seen=f"{self.location.uri}: {error.args[0]}") from error
 
     def rejects(self) -> pa.Table:
         """The rejected samples, an Arrow table of `REJECTS_SCHEMA`."""

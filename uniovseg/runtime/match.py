@@ -66,7 +66,7 @@ class Matcher:
     def _rows(self, part: PartRange) -> Iterator[tuple[int, ImagePairs | Rejected]]:
         table = self.source.read_group(part.begin)
         for row in range(len(table)):
-            record = entities.to_record(table, row)
+            record = self.source.record(entities.to_record, table, row)
             try:
                 yield row, pair_image(self.config.pairing, self.method, self.phrases, record, decode_image(record.image))
             except DataError as error:
