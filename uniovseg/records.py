@@ -146,7 +146,7 @@ class Rejected:
         key: identity of the sample as far as it could be read.
         source: URI of the file it came from.
         offset: byte offset of its first member in that file.
-        reason: a short word from a fixed list (see `uniovseg.data.sa1b.REASONS`).
+        reason: a short word from a fixed list (see `uniovseg.data.reasons`).
         detail: one line for a person.
     """
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tests.data.sa1b_samples import make_record
 from uniovseg.data import entities, pairs
-from uniovseg.data.inspect import inspect_shards
+from uniovseg.data.inspect import inspect_shards, pictures_of_pairs
 from uniovseg.errors import DataError
 from uniovseg.records import ImageEntities, ImageMasks, ImagePairs, Rejected
 from uniovseg.runtime.shards import PartRange, write_manifest, write_part, write_records
@@ -45,10 +45,12 @@ def test_inspect_of_captions_and_of_pairs(tmp_path: Path) -> None:
     )  # fmt: skip
     part = PartRange(name="a", source="x", begin=0, end=1)
     captions, matched = Location.of(tmp_path / "captions"), Location.of(tmp_path / "pairs")
-    write_manifest(captions, [write_records(part, [(0, named)], captions, 2, entities.to_table)])
+    unnamed = Rejected(key="t2", source="x", offset=1, reason="no_entities", detail="What is it?")
+    write_manifest(captions, [write_records(part, [(0, named), (1, unnamed)], captions, 2, entities.to_table)])
     write_manifest(matched, [write_records(part, [(0, paired)], matched, 2, pairs.to_table)])
     shown = shown_by(captions.uri, tmp_path / "drawn_captions")
     assert "entities 2 (2.0 a sample)" in shown and "masks" not in shown
+    assert "no_entities 1 the caption names nothing that could be segmented" in shown
     assert "t1 A [red] star on sand. [red] star, sand" in shown
     shown = shown_by(matched.uri, tmp_path / "drawn_pairs")
     assert "pairs 1 (1.0 a sample)" in shown
@@ -60,3 +62,12 @@ def test_inspect_of_captions_and_of_pairs(tmp_path: Path) -> None:
 def test_inspect_of_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no manifest"):
         inspect_shards(str(tmp_path), None, Console(file=io.StringIO()))
+
+
+def test_a_set_without_pairs_has_no_pictures(tmp_path: Path) -> None:
+    output = Location.of(tmp_path / "pairs")
+    write_manifest(output, [write_records(PartRange(name="a", source="x", begin=0, end=1), [], output, 2, pairs.to_table)])
+    inspect_shards(output.uri, tmp_path / "pictures", Console(file=io.StringIO()))
+    assert not (tmp_path / "pictures").exists()
+    with pytest.raises(DataError, match="the set has no pairs; seen: the first 3 images of .*pairs"):
+        pictures_of_pairs(output.uri, 3)

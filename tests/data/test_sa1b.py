@@ -8,7 +8,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tests.data.sa1b_samples import DAMAGES, make_files, make_record
-from uniovseg.data.sa1b import REASONS, DefectError, check_image, parse_sample
+from uniovseg.data.reasons import REASONS
+from uniovseg.data.sa1b import DefectError, check_image, parse_sample
 from uniovseg.records import ImageMasks, Rejected
 
 

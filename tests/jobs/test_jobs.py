@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import _cli, evaluate, ingest, make_shapes, predict, pretrain_clip, refine, train
+from jobs import _cli, evaluate, ingest, make_shapes, match, predict, pretrain_clip, refine, reproduce, train
 from jobs import benchmark as benchmark_job
 from uniovseg.config import Config, fields
 from uniovseg.data.shapes_sets import ShapesConfig
 from uniovseg.runtime.ingest import IngestConfig
+from uniovseg.runtime.match import MatchConfig
 from uniovseg.runtime.predict import PredictConfig
 from uniovseg.runtime.pretrain import PretrainJobConfig
 from uniovseg.runtime.refine import RefineConfig
+from uniovseg.runtime.reproduce.job import ReproduceConfig
+from uniovseg.runtime.shards import write_manifest
 from uniovseg.runtime.train import TrainJobConfig
+from uniovseg.storage import Location
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 
@@ -26,6 +30,8 @@ JOBS: dict[str, tuple[type[Config], Callable[[Any], dict[str, Any]], list[str]]]
     "train_stage2_online": (TrainJobConfig, train.main, ["--config", str(CONFIGS / "stage2_online.yaml"), "data.online.pairing.max_masks=50"]),
     "refine": (RefineConfig, refine.main, ["--config", str(CONFIGS / "refine.yaml"), "captioner.concurrency=3"]),
     "refine_shapes": (RefineConfig, refine.main, ["--config", str(CONFIGS / "refine_shapes.yaml"), "part_samples=64"]),
+    "match": (MatchConfig, match.main, ["--config", str(CONFIGS / "match.yaml"), "pairing.max_masks=50"]),
+    "reproduce": (ReproduceConfig, reproduce.main, ["--config", str(CONFIGS / "reproduce.yaml"), "table=3", "shapes.align_steps=7"]),
     "predict": (PredictConfig, predict.main, ["--config", str(CONFIGS / "predict.yaml"), "images_per_part=3"]),
     "make_shapes": (ShapesConfig, make_shapes.main, ["scene.size=96", "image_masks=5"]),
     "pretrain_clip": (PretrainJobConfig, pretrain_clip.main, ["--config", str(CONFIGS / "shapes_clip.yaml"), "seed=4"]),
@@ -102,6 +108,12 @@ def test_evaluate_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert "error: no checkpoint here" in error
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_pairs_that_are_not_there_cannot_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_manifest(Location.of(tmp_path / "pairs"), [])
+    assert match.show([str(tmp_path / "pairs"), "--out", str(tmp_path / "pairs.png")]) == 1
+    assert capsys.readouterr().err.startswith("error: the set has no pairs; seen: the first 20 images of")
 
 
 def test_make_shapes_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

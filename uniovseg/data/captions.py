@@ -18,16 +18,6 @@ from uniovseg.errors import DataError, MissingFileError
 from uniovseg.records import ImageText, Rejected
 from uniovseg.storage import Location
 
-REASONS: dict[str, str] = {
-    "missing_image": "a caption without its image",
-    "missing_caption": "an image without its caption, or with one that has no letters",
-    "bad_image": "not a JPEG or PNG, or its header cannot be read",
-    "truncated_image": "the image file ends early",
-    "bad_json": "the JSON beside the image does not parse",
-    "damaged_tar": "the archive itself is broken here; reading went on at the next member",
-}
-"""Why a pair can be rejected."""
-
 COLUMNS = ("key", "image", "caption")
 """What a Parquet file of pairs must have: two texts, and the encoded image as binary."""
 

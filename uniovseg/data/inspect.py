@@ -9,8 +9,9 @@ from rich.table import Table
 
 from uniovseg.data import entities, pairs
 from uniovseg.data.images import decode_image
-from uniovseg.data.sa1b import REASONS
+from uniovseg.data.reasons import REASONS
 from uniovseg.data.shards import Contents, ShardSet
+from uniovseg.errors import DataError
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.pictures import Picture, draw_masks, save_picture, tile
 from uniovseg.records import ImageEntities, ImageMasks, ImagePairs
@@ -23,7 +24,7 @@ def inspect_shards(uri: str, out: Path | None, console: Console, samples: int = 
         uri: the shard set.
         out: folder of the picture ``samples.png``; None draws nothing.
         console: where to print.
-        samples: how many samples are drawn.
+        samples: how many samples are drawn; with 0 there is no picture.
         rejects: how many rejected samples are listed.
 
     Raises:
@@ -35,7 +36,7 @@ def inspect_shards(uri: str, out: Path | None, console: Console, samples: int = 
     if shards.manifest.rejects:
         console.print(_reasons(shards))
         console.print(_rejected(shards, rejects))
-    if out is not None:
+    if out is not None and samples:
         columns = shards.read_group(0).column_names if shards.groups else []
         if "caption" in columns:
             found = list(shards.read(entities.to_record, samples))
@@ -99,8 +100,11 @@ def _captions(records: Sequence[ImageEntities]) -> Table:
 
 
 def pictures_of_pairs(uri: str, count: int) -> list[Picture]:
-    """The first `count` images of a set of pairs, each mask drawn with its entity and cost."""
-    return [_paired_picture(record) for record in ShardSet(uri).read(pairs.to_record, count)]
+    """The first `count` images of a set of pairs, each mask drawn with its entity and cost. Raises DataError when there is none."""
+    pictures = [_paired_picture(record) for record in ShardSet(uri).read(pairs.to_record, count)]
+    if not pictures:
+        raise DataError("the set has no pairs", seen=f"the first {count} images of {uri}", fix="the manifest beside them says what was rejected")
+    return pictures
 
 
 def _paired_picture(record: ImagePairs) -> Picture:

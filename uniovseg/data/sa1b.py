@@ -12,23 +12,11 @@ from uniovseg.errors import DataError
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImageMasks, Rejected
 
-REASONS: dict[str, str] = {
-    "missing_image": "an annotation without its image",
-    "missing_annotation": "an image without its annotation",
-    "bad_image": "not a JPEG or PNG, or its header cannot be read",
-    "truncated_image": "the image file ends early",
-    "bad_json": "the annotation does not parse, or lacks what it must have",
-    "bad_mask": "a mask's run lengths are not valid for the image's size",
-    "size_mismatch": "the annotation's size is not the image's",
-    "damaged_tar": "the archive itself is broken here; reading went on at the next member",
-}
-"""Why a sample can be rejected."""
-
 IMAGE_ENDINGS = ("jpg", "jpeg", "png")
 
 
 class DefectError(DataError):
-    """A sample that must be rejected, with its reason from `REASONS`."""
+    """A sample that must be rejected, with its reason from `uniovseg.data.reasons`."""
 
     def __init__(self, reason: str, what: str, **parts: Any) -> None:
         super().__init__(what, **parts)

@@ -41,20 +41,13 @@ from uniovseg.text.cleaning import clean_entities
 from uniovseg.text.prompts import Prompt, load_prompt
 from uniovseg.text.replies import ReplyLimits, Schema, caption_schema, entities_schema, parse_caption, parse_entities
 
-REASONS: dict[str, str] = {
-    "bad_reply": "twice the model's reply was not what was asked for",
-    "refused": "the endpoint would not answer this request",
-    "no_entities": "the caption names nothing that could be segmented",
-}
-"""Why a pair can be rejected, beside the reasons of `uniovseg.data.captions`."""
-
 TAR_BYTES = 64 * 1024**2
 """Bytes of a tar that one task reads."""
 
 AT_ONCE = 64
 """Pairs of a part that are worked on at a time; a cluster of n CPUs, a part each, has at most n times as many requests under way."""
 
-SETTINGS = "part_samples, refine, parser, model, prompt, parameters or limits"
+SETTINGS = "part_samples, captions_per_image, refine, parser, model, prompt, parameters or limits"
 
 
 class RefineConfig(Config):
@@ -105,7 +98,7 @@ ReplyT = TypeVar("ReplyT")
 
 
 class _FailedError(Exception):
-    """A model gave nothing that can be used; ``reason`` is one of `REASONS`."""
+    """A model gave nothing that can be used; ``reason`` is one of `uniovseg.data.reasons`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
