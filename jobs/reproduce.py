@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from jobs import _cli
 from uniovseg.runtime.reproduce.job import ReproduceConfig, reproduce
 
-DEFAULT = Path(__file__).parent / "configs" / "reproduce.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+DEFAULT = ["--config", str(CONFIGS / "reproduce.yaml"), f"shapes.match={CONFIGS / 'match_shapes.yaml'}", f"shapes.align={CONFIGS / 'stage2_shapes.yaml'}"]
+"""The shipped settings, from whichever folder they are asked for."""
 
 
 def main(config: ReproduceConfig) -> dict[str, object]:
@@ -38,7 +40,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
     overrides += [f"{name}=true" for name in ("noise", "cost") if getattr(given, name)]
     if given.seeds is not None:
         overrides.append(f"seeds=[{given.seeds}]")
-    return ["--config", given.config or str(DEFAULT), *overrides, *rest]
+    return [*(["--config", given.config] if given.config else DEFAULT), *overrides, *rest]
 
 
 if __name__ == "__main__":
