@@ -125,11 +125,18 @@ def weights(method: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in method.state_dict().items()}
 
 
-def test_checkpoints_are_ranked_by_a_validation_of_their_own(tiny_config: MaskGenerationConfig) -> None:
-    values = {"output": "o", "method": tiny_config, "data": {"train": "shards"}, "validation": {"every": 100}, "checkpoint_every": 50}
-    TrainConfig.model_validate(values)
-    with pytest.raises(ValueError, match=r"checkpoint_every \(50\) must be a multiple of validation.every \(100\)"):
-        TrainConfig.model_validate(values | {"keep_metric": "val_box_iou"})
+def test_what_ranks_checkpoints_is_measured_at_their_steps(tiny_config: MaskGenerationConfig) -> None:
+    def every(validation: int, checkpoint: int, metric: str = "val_box_iou", shards: str | None = "shards") -> None:
+        configured(tiny_config, validation={"shards": shards, "every": validation}, checkpoint_every=checkpoint, keep_metric=metric)
+
+    every(100, 50)
+    every(50, 100)
+    with pytest.raises(ValueError, match=r"of checkpoint_every \(50\) and validation.every \(75\) one must be a multiple of the other"):
+        every(75, 50)
+    with pytest.raises(ValueError, match="keep_metric=val_box_iou needs a validation: set validation.shards"):
+        every(100, 50, shards=None)
+    with pytest.raises(ValueError, match="'val_point_iou', 'val_box_iou' or 'val_box_fill_iou'"):
+        every(100, 50, metric="val_boxiou")
 
 
 def test_the_loop_learns_and_keeps_the_newest_checkpoints(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
@@ -317,8 +324,26 @@ def test_a_resumed_run_knows_the_last_validation(tmp_path: Path, tiny_config: Ma
 
     train(config, Brightness(), feed(4), recorder, validate=validate)
     assert train(config, Brightness(), feed(4), recorder, validate=validate, resume=tmp_path / "step_0000007") == {"val_box_iou": 0.25}
-    train(config, Brightness(), feed(4), recorder, resume=tmp_path / "step_0000006")
-    assert checkpoint.read_info(tmp_path / "step_0000007").metrics == {"val_box_iou": 0.25}
+    assert train(config, Brightness(), feed(4), recorder, resume=tmp_path / "step_0000006") == {"val_box_iou": 0.25}
+    assert checkpoint.read_info(tmp_path / "step_0000007").metrics == {}
+
+
+def test_the_best_checkpoints_and_the_newest_are_kept(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
+    """Those between validations are for a resume: each goes when a newer one is there."""
+    values = {2: 0.3, 4: 0.2, 6: 0.1}
+    kept: list[list[int]] = []
+
+    class Watched(FolderRecorder):
+        def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
+            super().checkpoint(step, write, metrics)
+            assert metrics == ({"val_box_iou": values[step]} if step in values else {})
+            kept.append([int(path.name.removeprefix("step_")) for path in checkpoints(tmp_path)])
+
+    found = iter(values.values())
+    config = configured(tiny_config, steps=6, checkpoint_every=1, validation={"shards": "shards", "every": 2}, keep_metric="val_box_iou")
+    recorder = Watched(tmp_path, config.keep_checkpoints, config.keep_metric)
+    train(config, Brightness(), feed(4), recorder, validate=lambda _: ({"val_box_iou": next(found)}, {}))
+    assert kept == [[1], [1, 2], [2, 3], [2, 4], [2, 4, 5], [2, 4, 6]]
 
 
 def test_speed_leaves_out_what_checkpoints_take(tmp_path: Path, tiny_config: MaskGenerationConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ class CheckpointInfo(Config):
     step: int = Field(..., ge=0, description="optimizer steps taken")
     method: dict[str, Any] = Field(..., description="the method's configuration, with its name")
     config: dict[str, Any] = Field({}, description="the run's whole configuration; empty for an imported checkpoint")
-    metrics: dict[str, float] = Field({}, description="of the newest validation, at this step or before it")
+    metrics: dict[str, float] = Field({}, description="of the validation at this step; empty where there was none")
     workers: int = Field(1, ge=1, description="processes that trained together when it was written")
     source: str = Field("training", description="where the weights come from")
     clip_digest: str | None = Field(

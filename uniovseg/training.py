@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, get_args
 
 import torch
 from pydantic import Field, model_validator
@@ -68,6 +68,10 @@ class DataConfig(Config):
     threads: int = Field(4, ge=1, description="threads that decode ahead, a worker (without Ray, or with feed=threads)")
 
 
+ValidationMetric = Literal["val_point_iou", "val_box_iou", "val_box_fill_iou"]
+"""What `make_validation` measures."""
+
+
 class ValidationConfig(Config):
     """Promptable validation during the run: 1-box and 1-point IoU."""
 
@@ -103,18 +107,26 @@ class TrainConfig(Config):
     log_every: int = Field(20, ge=1, description="steps between logged metrics")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints; the last step makes one too")
     keep_checkpoints: int = Field(2, ge=1, description="how many checkpoints are kept")
-    keep_metric: str | None = Field(
-        None, description="which are kept. null: the newest; a validation metric, such as val_box_iou: those where it is largest, and the newest"
+    keep_metric: ValidationMetric | None = Field(
+        None,
+        description="which are kept. null: the newest; else those where this metric of a validation at their own step is largest, and the newest",
     )
 
     @model_validator(mode="after")
-    def _ranked_by_their_own_validation(self) -> Self:
-        if self.keep_metric and self.checkpoint_every % self.validation.every:
+    def _ranked_by_a_validation(self) -> Self:
+        if self.keep_metric and self.validation.shards is None:
+            raise ValueError(f"keep_metric={self.keep_metric} needs a validation: set validation.shards")
+        if self.keep_metric and not self.checkpoints_meet_validations:
             raise ValueError(
-                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of validation.every ({self.validation.every}), "
-                "as keep_metric ranks checkpoints by the last validation"
+                f"of checkpoint_every ({self.checkpoint_every}) and validation.every ({self.validation.every}) one must be a multiple of the other, "
+                "as keep_metric ranks checkpoints by a validation at their own step"
             )
         return self
+
+    @property
+    def checkpoints_meet_validations(self) -> bool:
+        """Whether each checkpoint is at a validation's step, or each validation at a checkpoint's; else few are."""
+        return math.lcm(self.checkpoint_every, self.validation.every) in (self.checkpoint_every, self.validation.every)
 
 
 class Recorder(Protocol):
@@ -127,7 +139,10 @@ class Recorder(Protocol):
         """RGB pictures, by file name without ending."""
 
     def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
-        """Keep a checkpoint: `write` fills an empty folder with this rank's part of it; None: this rank has none."""
+        """Keep a checkpoint: `write` fills an empty folder with this rank's part of it; None: this rank has none.
+
+        `metrics` are those of a validation at this step; empty where there was none.
+        """
 
     def keep(self, name: str, data: bytes) -> str:
         """Keep a file beside the checkpoints; returns where it is."""
@@ -226,7 +241,7 @@ def train(
         rank, world_size: this process among those that torch.distributed joins.
 
     Returns:
-        The last validation's metrics, or those of the checkpoint that it went on from (empty without one).
+        The last validation's metrics; of a run that was at its end, those of its checkpoint. Empty without a validation.
 
     Raises:
         TrainingError: a loss or gradient that is not finite, raised on every rank before the optimizer has taken the step, with the batch kept.
@@ -302,6 +317,7 @@ def train(
                 recorder.log(done, line | {"images_per_second": images / seconds, "data_wait_share": waited / seconds})
             since, waited = time.perf_counter(), 0.0
         paused = time.perf_counter()
+        validated: dict[str, float] = {}
         if config.validation.shards is not None and sharded and (done % config.validation.every == 0 or last):
             state = whole_state(method.state(), keep=rank == 0)
             if validate and rank == 0:
@@ -310,11 +326,12 @@ def train(
             twin.eval()
             metrics, pictures = validate(twin)
             twin.train()
+            validated = metrics
             recorder.log(done, metrics)
             recorder.pictures(done, pictures)
         if done % config.checkpoint_every == 0 or last or request is not Request.GO_ON:
-            info = checkpoint_info(config, done, metrics, world_size)
-            recorder.checkpoint(done, checkpoint_writer(config, method, optimizer, names, info, rank), metrics)
+            info = checkpoint_info(config, done, validated, world_size)
+            recorder.checkpoint(done, checkpoint_writer(config, method, optimizer, names, info, rank), validated)
         since += time.perf_counter() - paused
         if request is Request.STOP:
             raise TrainingStoppedError(
@@ -443,7 +460,7 @@ def make_validation(config: TrainConfig) -> Validate | None:
     def validate(method: TrainableMethod[Any]) -> tuple[dict[str, float], dict[str, Picture]]:
         assert isinstance(method, PromptableSegmenter)
         scores = sum(evaluate_promptable(method, samples, promptable), NO_SCORES).summary()
-        metrics = {f"val_{name}": scores[name] for name in ("point_iou", "box_iou", "box_fill_iou")}
+        metrics = {name: scores[name.removeprefix("val_")] for name in get_args(ValidationMetric)}
         return metrics, {"everything": everything_picture(method, samples[:4])}
 
     return validate
@@ -455,7 +472,7 @@ class FolderRecorder:
     Args:
         folder: the run's folder.
         most: checkpoints kept.
-        metric: which: None, the newest; else those where this validation metric is largest, and the newest.
+        metric: which: None, the newest; else those where this validation metric is largest, and the newest. One without a validation ranks lowest.
     """
 
     def __init__(self, folder: Path, most: int, metric: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,17 @@ def test_a_checkpoint_is_reported_when_it_is_whole(reported: list[str], tmp_path
     assert whole(tmp_path) == ["step_0000003"]
     recorder.settle()
     assert reported == whole(tmp_path) == ["step_0000003", "step_0000006"]
+
+
+def test_a_checkpoint_between_validations_is_reported_as_the_lowest(reported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray logs an error for each comparison with a checkpoint that lacks the metric."""
+    told: list[dict[str, float]] = []
+    monkeypatch.setattr(ray.train, "report", lambda metrics, **_: told.append(metrics))
+    recorder = RayRecorder(Run(None, None), Location.of(tmp_path), 0, metric="val_box_iou")
+    recorder.checkpoint(3, writer(3), {})
+    recorder.checkpoint(6, writer(6), {"val_box_iou": 0.5, "val_point_iou": 0.25})
+    recorder.settle()
+    assert told == [{"step": 3, "val_box_iou": -math.inf}, {"step": 6, "val_box_iou": 0.5, "val_point_iou": 0.25}]
 
 
 def test_lost_checkpoints_are_tolerated_and_leave_nothing_that_is_trusted(

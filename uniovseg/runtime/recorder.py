@@ -9,6 +9,7 @@ ends the training at the first that fails, and cannot be told that a checkpoint 
 import hashlib
 import json
 import logging
+import math
 import shutil
 import tempfile
 import threading
@@ -92,10 +93,12 @@ class RayRecorder:
         output: the run's folder; metrics.jsonl and pictures/ are written there by rank 0.
         start: the step at which this attempt began; later lines of an earlier attempt are dropped from metrics.jsonl.
         tolerated: checkpoints in a row that may be lost.
+        metric: by which Ray ranks checkpoints; one without it ranks lowest, and Ray logs an error for each that does not say so.
     """
 
-    def __init__(self, run: Run, output: Location, start: int, tolerated: int = 0) -> None:
+    def __init__(self, run: Run, output: Location, start: int, tolerated: int = 0, metric: str | None = None) -> None:
         self.run, self.output, self.tolerated = run, output, tolerated
+        self.unranked = {metric: -math.inf} if metric else {}
         self.lost = 0
         self.upload: Upload | None = None
         self.lines: list[str] = []
@@ -184,4 +187,6 @@ class RayRecorder:
         if context.get_world_rank() == 0:
             place = context.get_storage()
             kept = Checkpoint(f"{place.experiment_fs_path}/{upload.target.name}", place.storage_filesystem)
-        ray.train.report({"step": upload.step} | upload.metrics, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        ray.train.report(
+            {"step": upload.step} | self.unranked | upload.metrics, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
+        )

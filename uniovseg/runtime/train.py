@@ -127,7 +127,8 @@ def _train(settings: dict[str, Any], uri: str | None) -> None:
     match, validate_fn = make_match(config, method), make_validation(config) if rank == 0 else None
     tracked = Run(uri, settings["run_id"] if rank == 0 else None, output, config.tracking.patience)
     with tracked as run, checkpoint.opened(begin) if begin else nullcontext() as folder:
-        recorder = RayRecorder(run, output, _resumed_step(folder, rank, world_size) if folder else 0, config.failed_checkpoints)
+        begun = _resumed_step(folder, rank, world_size) if folder else 0
+        recorder = RayRecorder(run, output, begun, config.failed_checkpoints, config.keep_metric)
         requests = WorkerRequests(output, recorder, rank)
         settings = {"match": match, "validate": validate_fn, "ask": requests, "resume": folder, "rank": rank, "world_size": world_size}
         try:

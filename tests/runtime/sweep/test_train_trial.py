@@ -1,7 +1,10 @@
 """A trial's training run: which one it goes on with, and a checkpoint that another trial takes over."""
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig
-from uniovseg.runtime.sweep.train_trial import Origin, TrialSettings, _run_of, prompt_score, transplant
+from uniovseg.runtime.sweep.train_trial import Forward, Origin, TrialSettings, _run_of, prompt_score, transplant
 from uniovseg.runtime.sweep.values import with_values
 from uniovseg.runtime.train import TrainJobConfig, with_absolute_paths
 from uniovseg.training import DataConfig, refuse_other_run
@@ -62,3 +65,15 @@ def test_a_transplanted_checkpoint_has_the_donors_weights_and_fits_the_run(base:
 
 def test_the_score_of_prompts_is_the_mean_of_both() -> None:
     assert prompt_score({"val_box_iou": 0.75, "val_point_iou": 0.25, "val_box_fill_iou": 0.9}) == 0.5
+
+
+def test_a_checkpoint_without_a_validation_is_no_report_of_the_trial() -> None:
+    queue = MagicMock()
+    forward, kept = Forward(queue), SimpleNamespace(path="/run/step_0000003")
+    forward.after_report(None, [{"step": 3}], kept)
+    forward.after_report(None, [{"step": 3, "val_box_iou": -math.inf}], kept)
+    forward.after_report(None, [{"step": 6, "val_box_iou": 0.5, "val_point_iou": 0.25}], None)
+    assert queue.put.call_count == 0
+    scored = {"step": 6, "val_box_iou": 0.5, "val_point_iou": 0.25}
+    forward.after_report(None, [scored], kept)
+    queue.put.assert_called_once_with((scored, "step_0000003"))

@@ -121,11 +121,11 @@ class Training(Task):
         job = self.base
         if self.words is not None:
             validate(WordsJobConfig, self.words | {"output": ""})
-        elif job.validation.shards is None or job.checkpoint_every % job.validation.every:
+        elif job.validation.shards is None or not job.checkpoints_meet_validations:
             raise ConfigError(
-                "a trial is scored by the validation before each of its checkpoints",
+                "a trial is scored by validations at the steps of its checkpoints",
                 seen=f"validation.shards={job.validation.shards}, validation.every={job.validation.every}, checkpoint_every={job.checkpoint_every}",
-                allowed="a validation set, and checkpoint_every a multiple of validation.every", fix="set them in task.overrides",
+                allowed="a validation set, and one of the two a multiple of the other", fix="set them in task.overrides",
             )  # fmt: skip
 
     def trainable(self, run: Run) -> Any:

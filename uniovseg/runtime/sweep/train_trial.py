@@ -6,6 +6,7 @@ values, starts a new run from the better one's weights.
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import threading
@@ -26,6 +27,9 @@ from uniovseg.runtime.train import TrainJobConfig, fit, with_absolute_paths
 from uniovseg.storage import Location
 
 ORIGIN = "origin.json"
+
+PROMPT_METRICS = ("val_box_iou", "val_point_iou")
+"""What the score of a validation is the mean of."""
 
 PAUSE = 1.0
 """Seconds between two looks at whether the training has ended."""
@@ -55,14 +59,17 @@ class Forward(train.UserCallback):  # type: ignore[misc]
         self.queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: train.Checkpoint | None) -> None:
-        """Wait until the trial has taken the last report, so that the run does not go far ahead of the scheduler."""
-        if checkpoint is not None:
+        """Wait until the trial has taken the last report, so that the run does not go far ahead of the scheduler.
+
+        A checkpoint between two validations has no score to report.
+        """
+        if checkpoint is not None and all(metrics[0].get(name, -math.inf) > -math.inf for name in PROMPT_METRICS):
             self.queue.put((metrics[0], Path(checkpoint.path).name))
 
 
 def prompt_score(metrics: Mapping[str, float]) -> float:
     """The score of a validation: the mean of its 1-box and 1-point IoU."""
-    return (metrics["val_box_iou"] + metrics["val_point_iou"]) / 2
+    return sum(metrics[name] for name in PROMPT_METRICS) / len(PROMPT_METRICS)
 
 
 def train_trial(values: dict[str, Any], settings: str) -> None:
