@@ -56,12 +56,20 @@ def test_workers_need_a_whole_place_each(config: TrainJobConfig) -> None:
 
 def test_an_elastic_run_needs_places_for_its_fewest_workers_and_rows_for_its_most(config: TrainJobConfig) -> None:
     elastic = changed(config, workers=6, min_workers=3, cpus_per_worker=3, batch_size=10)
-    assert doctor.check_feed(elastic, [NODE, NODE]).startswith("7 of 16 are left")
     assert doctor.check_workers(elastic, [NODE, NODE]) == "3 to 6 of 3 CPUs each; room for 4"
     fails(lambda: doctor.check_workers(elastic, [NODE]), ConfigError, "room for 2", "min_workers")
     assert doctor.check_data(elastic)  # ten rows over six workers: uneven, as any number between three and six may be
     fails(lambda: doctor.check_data(changed(elastic, min_workers=None)), ConfigError, "multiple of 6")
     fails(lambda: doctor.check_data(changed(elastic, batch_size=4)), ConfigError, "at least 6")
+
+
+def test_an_elastic_run_begins_with_as_many_workers_as_fit_and_feeds_them_all(config: TrainJobConfig) -> None:
+    elastic, node = changed(config, workers=4, min_workers=1), replace(NODE, cpus=4)
+    fails(lambda: doctor.check_feed(elastic, [node]), ConfigError, "0 of 4 beside 4 workers", "at least 6")
+    fails(lambda: doctor.check_feed(changed(elastic, cpus_per_worker=3), [NODE, NODE]), ConfigError, "4 of 16 beside 4 workers")
+    assert doctor.check_feed(changed(elastic, workers=1), [node]) == "3 of 4 are left, 1.5 needed"
+    assert doctor.check_feed(changed(elastic, gpus_per_worker=1), [replace(NODE, gpus=2)]) == "6 of 8 are left, 3 needed"
+    assert doctor.check_feed(changed(elastic, autoscaled=True), [replace(NODE, cpus=0)]).startswith("0 of 0 are left now, 1.5 needed")
 
 
 def test_what_an_autoscaled_cluster_lacks_now_is_waited_for_and_files_of_one_machine_are_refused(config: TrainJobConfig, mlflow_uri: str) -> None:

@@ -310,17 +310,18 @@ def _workers_of(config: "TrainJobConfig", node: Node) -> int:
 
 
 def check_feed(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
-    """Beside the workers enough CPUs are left for Ray Data; with fewer it waits without a word."""
+    """Beside the workers enough CPUs are left for Ray Data; with fewer it waits without a word. An elastic run begins with as many workers as fit."""
     if config.data.feed != "ray":
         return f"none needed: data.feed={config.data.feed}"
-    workers = config.min_workers or config.workers
+    fits = sum(_workers_of(config, node) for node in nodes)
+    workers = config.workers if config.min_workers is None else max(config.min_workers, min(config.workers, fits))
     cpus, taken, needed = sum(node.cpus for node in nodes), workers * config.cpus_per_worker, workers * CPUS_OF_A_FEED
     if cpus - taken < needed:
         if config.autoscaled:
             return f"{max(0.0, cpus - taken):g} of {cpus:g} are left now, {needed:g} needed: nodes are to come"
         raise ConfigError(
-            "too few CPUs are left for Ray Data beside the workers", seen=f"{cpus - taken:g} of {cpus:g}", allowed=f"at least {needed:g}",
-            fix="lower workers or cpus_per_worker, add CPU nodes, or set data.feed=threads",
+            "too few CPUs are left for Ray Data beside the workers", seen=f"{cpus - taken:g} of {cpus:g} beside {workers} workers",
+            allowed=f"at least {needed:g}", fix="lower workers or cpus_per_worker, add CPU nodes, or set data.feed=threads",
         )  # fmt: skip
     return f"{cpus - taken:g} of {cpus:g} are left, {needed:g} needed"
 
