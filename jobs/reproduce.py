@@ -19,7 +19,12 @@ from jobs import _cli
 from uniovseg.runtime.reproduce.job import ReproduceConfig, reproduce
 
 CONFIGS = Path(__file__).parent / "configs"
-DEFAULT = ["--config", str(CONFIGS / "reproduce.yaml"), f"shapes.match={CONFIGS / 'match_shapes.yaml'}", f"shapes.align={CONFIGS / 'stage2_shapes.yaml'}"]
+DEFAULT = [
+    "--config",
+    str(CONFIGS / "reproduce.yaml"),
+    f"shapes.match={CONFIGS / 'match_shapes.yaml'}",
+    f"shapes.align={CONFIGS / 'stage2_shapes.yaml'}",
+]
 """The shipped settings, from whichever folder they are asked for."""
 
 

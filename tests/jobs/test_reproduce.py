@@ -29,9 +29,7 @@ def test_a_file_of_ones_own_takes_the_place_of_the_shipped_one(capsys: pytest.Ca
     assert resolved(capsys).output == "runs/reproduce"
 
 
-def test_the_shipped_settings_are_found_from_any_folder(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shipped_settings_are_found_from_any_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = resolved(capsys, "--table", "3", "--world", "shapes")
     assert Path(config.shapes.match).is_file() and Path(config.shapes.align).is_file()
