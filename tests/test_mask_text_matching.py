@@ -75,3 +75,16 @@ def test_filters() -> None:
 def test_mutual_best_keeps_what_both_prefer() -> None:
     costs = np.array([[[0.1, 0.5], [0.6, 0.2]]], np.float32)
     assert len(match_mask_text(MaskTextMatchingConfig(confidence="mutual_best"), costs)) == 2
+
+
+@pytest.mark.parametrize(("cost", "pairs"), [("clip_softmax", 1), ("eq6_literal", 1), ("raw", 0)])
+def test_the_threshold_of_a_softmax_does_not_judge_a_single_entity(cost: str, pairs: int) -> None:
+    costs = cost_matrix(np.array([[0.1], [0.4], [0.2]], np.float32), cost, 50.0)[None]
+    found = match_mask_text(MaskTextMatchingConfig.model_validate({"cost": cost, "confidence": "threshold", "max_cost": 0.5}), costs)
+    assert found.masks.tolist() == [1] * pairs
+
+
+def test_equal_entities_get_a_mask_each() -> None:
+    costs = cost_matrix(np.array([[0.4, 0.4], [0.3, 0.3], [0.1, 0.1]], np.float32), "clip_softmax", 50.0)[None]
+    np.testing.assert_allclose(costs, 0.5)
+    assert len(set(match_mask_text(ALL, costs).masks.tolist())) == 2

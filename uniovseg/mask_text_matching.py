@@ -3,9 +3,11 @@
 A cost matrix is made at every scale of a set, averaged (Eq. 7), and solved by the Hungarian algorithm, so every entity gets one mask and no mask two
 entities; a confidence filter then keeps the pairs worth learning from. The cases that the sources leave open are decided here:
 
-- an image with a single entity has no other text to be compared with, so its cost is the raw cosine's, whatever cost is chosen;
+- an image with a single entity has no other text to be compared with, so its cost is the raw cosine's, whatever cost is chosen. Its softmax would be 1,
+  so that ``threshold`` keeps its pair, as the other filters do; only under ``raw`` costs is it compared with ``max_cost``;
 - no mask or no entity gives no pair; with fewer masks than entities some entities stay without;
-- the number of pairs is min(masks, entities): an entity that is not in the image is forced on some mask, and only a filter can take it out.
+- the number of pairs is min(masks, entities): an entity that is not in the image is forced on some mask, and only a filter can take it out;
+- entities are taken to differ: jobs/refine.py removes duplicates. Equal ones would share a softmax between them, and get a mask each.
 """
 
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ class MaskTextMatchingConfig(Config):
         "those that are each other's least cost",
     )
     top_fraction: float = Field(0.5, gt=0, le=1, description="share of an image's pairs that `top_fraction` keeps")
-    max_cost: float = Field(0.5, ge=0, description="largest cost that `threshold` keeps")
+    max_cost: float = Field(0.5, ge=0, description="largest cost that `threshold` keeps; a single entity's pair is compared with it only under raw costs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ def _confident(config: MaskTextMatchingConfig, cost: FloatArray, masks: NDArray[
         case "top_fraction":
             kept[max(int(config.top_fraction * len(kept)), 1) :] = False
         case "threshold":
-            kept = cost[masks, entities] <= config.max_cost
+            if cost.shape[1] > 1 or config.cost == "raw":
+                kept = cost[masks, entities] <= config.max_cost
         case "mutual_best":
             if len(masks):
                 kept = (cost[masks].argmin(axis=1) == entities) & (cost[:, entities].argmin(axis=0) == masks)
