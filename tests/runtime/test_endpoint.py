@@ -76,7 +76,7 @@ def cut_json() -> web.Response:
     return web.Response(text='{"choices": [{"message": {"content": "hel', content_type="application/json")
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, hang, cut_body, cut_json])
+@pytest.mark.parametrize("fault", [429, 500, 501, 503, 521, hang, cut_body, cut_json])
 def test_a_fault_that_passes_is_not_seen(fault: Any, tmp_path: Path) -> None:
     faults = [web.Response(status=fault) if isinstance(fault, int) else (fault if fault is not cut_json else cut_json()) for _ in range(3)]
     server = Scripted(*faults)

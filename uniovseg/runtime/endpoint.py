@@ -30,8 +30,8 @@ LONGEST_PAUSE = 60.0
 REFUSALS_IN_A_ROW = 16
 """After so many refusals and no answer between, the endpoint is taken to be wrong, not the inputs."""
 
-AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
-"""HTTP statuses that may pass."""
+AGAIN = frozenset({408, 409, 425, 429})
+"""HTTP statuses that may pass, beside all from 500."""
 
 
 class EndpointConfig(Config):
@@ -185,7 +185,7 @@ class Endpoint:
         if status == 200:
             return _read_answer(text)
         said = f"HTTP {status}: {' '.join(text.split())[:500]}"
-        if status in AGAIN:
+        if status in AGAIN or status >= 500:
             raise _TryAgainError(said, wait=float(wait) if wait.isdigit() else None, lasting=status == 500)
         if status in (401, 403):
             fix = "the API key in it was refused" if secret else "it is not set"
