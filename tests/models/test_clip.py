@@ -7,10 +7,11 @@ import pytest
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load_file, save_file
+from timm.layers import SimpleNorm2d
 from torch.nn import functional as F
 
 from uniovseg.errors import CheckpointError, ConfigError
-from uniovseg.models.clip import Clip, ClipConfig, build_shapes_clip, load_clip
+from uniovseg.models.clip import ChannelNorm, Clip, ClipConfig, build_shapes_clip, load_clip
 
 LONG = "a photo of a dotted blue ring on sand, beside a plain red star and a striped green circle that lies on water"
 TEXTS = ["a plain red star", "water", "a photo of a dotted blue ring on sand", LONG]
@@ -45,6 +46,15 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     """What open_clip's own preprocessing gives its models."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     return (images / 255 - mean) / std
+
+
+def test_channel_norm_is_that_of_timm() -> None:
+    generator = torch.Generator().manual_seed(2)
+    theirs = SimpleNorm2d(24)
+    torch.nn.init.normal_(theirs.weight, generator=generator)
+    x = 5 * torch.randn(2, 24, 5, 7, generator=generator) + 30
+    torch.testing.assert_close(ChannelNorm(theirs.weight, theirs.eps)(x), theirs(x), atol=1e-4, rtol=1e-5)
+    assert not any(isinstance(module, SimpleNorm2d) for module in build_shapes_clip().visual.trunk.stages.modules())
 
 
 def test_pooling_the_whole_image_is_the_image_embedding(clip: Clip, images: torch.Tensor) -> None:
