@@ -37,7 +37,9 @@ class MaskTextMatchingConfig(Config):
         "those that are each other's least cost",
     )
     top_fraction: float = Field(0.5, gt=0, le=1, description="share of an image's pairs that `top_fraction` keeps")
-    max_cost: float = Field(0.5, ge=0, description="largest cost that `threshold` keeps; a single entity's pair is compared with it only under raw costs")
+    max_cost: float = Field(
+        0.5, ge=0, description="largest cost that `threshold` keeps; a single entity's pair is compared with it only under raw costs"
+    )
 
 
 @dataclass(frozen=True, slots=True)
