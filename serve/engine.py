@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from serve.masks import Found
 from serve.problems import ServiceError
@@ -53,14 +54,17 @@ class Answered(NamedTuple):
     warnings: tuple[str, ...]
 
 
-class _Deadline:
-    """When the work of a model's thread is to end, `time.monotonic`; every module of the model looks at it before its own work."""
+class _Deadline(TorchFunctionMode):
+    """Within it every operation of torch first looks whether the work is to have ended, `time.monotonic`: naming and resizing have one as the model has."""
 
-    until = math.inf
+    def __init__(self, until: float) -> None:
+        super().__init__()
+        self.until = until
 
-    def __call__(self, *_: Any) -> None:
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if time.monotonic() >= self.until:
             raise TimeoutError
+        return func(*args, **(kwargs or {}))
 
 
 class Engine:
@@ -74,9 +78,6 @@ class Engine:
 
     def __init__(self, segmenter: Segmenter, reference: ModelRef, limits: Limits) -> None:
         self.segmenter, self.reference, self.limits = segmenter, reference, limits
-        self._deadline = _Deadline()
-        for module in segmenter.method.modules():
-            module.register_forward_pre_hook(self._deadline)
 
     @classmethod
     def load(cls, source: ModelSource, device: str, limits: Limits) -> "Engine":
@@ -117,7 +118,7 @@ class Engine:
 
         Raises:
             ServiceError: points or boxes outside the image, a vocabulary that cannot be used or is too much work.
-            TimeoutError: the time is over between two steps of the model, such as chunks of sentences, scales, or batches of prompts.
+            TimeoutError: the time is over between two operations of torch.
         """
         assert isinstance(request, NamingRequest), request
         if isinstance(request, PromptRequest):
@@ -125,13 +126,11 @@ class Engine:
         vocabulary = vocabulary_of(request)
         if vocabulary is not None and (request.vocabulary_id is None or isinstance(request.templates, tuple)):
             self._check_sentences(request, vocabulary)
-        self._deadline.until = until
         try:
-            found = self._found(embedded, request, vocabulary)
+            with _Deadline(until):
+                found = self._found(embedded, request, vocabulary)
         except DataError as error:
             raise ServiceError("invalid_request", str(error)) from error
-        finally:
-            self._deadline.until = math.inf
         most = min(request.max_segments or self.limits.segments, self.limits.segments)
         warnings = (f"more segments were found than max_segments; the first {most} are here",) if len(found) > most else ()
         named = None

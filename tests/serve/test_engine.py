@@ -9,6 +9,7 @@ import pytest
 from serve.calls import Call
 from serve.host import Host
 from serve.problems import Refusal
+from uniovseg import postprocess
 from uniovseg.api import EverythingRequest, NamingRequest, PromptRequest
 from uniovseg.data.images import decode_image
 from uniovseg.methods.promptable import PromptableSegmenter
@@ -18,13 +19,14 @@ WORDS = tuple(f"word {index}" for index in range(20))
 PIECES = {
     "chunks of sentences": (Clip, "encode_text", PromptRequest(points=((9, 9),), vocabulary=WORDS, templates="vild14"), 3),
     "scales": (PromptableSegmenter, "dense_features", PromptRequest(points=((9, 9),), vocabulary=("a",), scales=(32, 96, 128)), 3),
+    "masks at the image's size": (postprocess, "resize_logits", PromptRequest(points=((9, 9),) * 10), 3),
     "batches of prompts": (PromptableSegmenter, "embed_points", EverythingRequest(points_per_side=20), 4),
 }
 
 
 @pytest.mark.parametrize(("owner", "name", "request_", "count"), PIECES.values(), ids=PIECES)
 def test_late_work_stops(
-    host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, request_: NamingRequest, count: int
+    host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, request_: NamingRequest, count: int
 ) -> None:
     """The clock counts the pieces that were begun."""
     engine, image = host._loaded().engine, decode_image(png)
@@ -37,6 +39,7 @@ def test_late_work_stops(
         return piece(*arguments, **named)
 
     monkeypatch.setattr(owner, name, counted)
+    monkeypatch.setattr(postprocess, "PIXELS_AT_ONCE", 4 * max(image.shape) ** 2)
     monkeypatch.setattr("serve.engine.time", SimpleNamespace(monotonic=lambda: begun))
     with pytest.raises(TimeoutError):
         engine.answer(engine.embed([image])[0], request_, until=2)
