@@ -19,6 +19,7 @@ from uniovseg.data.benchmarks import (
     open_benchmark,
     open_panoptic,
     read_image,
+    with_ids_of,
 )
 from uniovseg.data.images import decode_image
 from uniovseg.data.label_maps import encode_labels
@@ -48,6 +49,19 @@ def test_vocabularies_and_stored_values_agree() -> None:
         for layout in benchmark.layouts:
             stored = layout.values if isinstance(layout, LabelFolder) else layout.category_ids
             assert stored is None or len(stored) == classes
+
+
+def test_a_vocabulary_gets_the_ids_of_the_ground_truth() -> None:
+    words = load_vocabulary("cityscapes")
+    found = with_ids_of("cityscapes_panoptic", words)
+    assert [item.id for item in found.categories] == list(CITYSCAPES_IDS)
+    assert [item.name for item in found.categories] == [item.name for item in words.categories]
+    assert with_ids_of("coco_panoptic", load_vocabulary("coco_panoptic")) == load_vocabulary("coco_panoptic")
+    with pytest.raises(ConfigError, match="does not have the classes of ade20k_panoptic; seen: 19 classes; allowed: 150 classes"):
+        with_ids_of("ade20k_panoptic", words)
+    for name in ("cityscapes", "nothing_such"):
+        with pytest.raises(ConfigError, match=f"no such panoptic benchmark; seen: {name}; allowed: coco_panoptic, "):
+            with_ids_of(name, words)
 
 
 def pixels(image: Location) -> tuple[int, int]:

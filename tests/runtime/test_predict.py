@@ -17,7 +17,7 @@ from jobs import _cli, evaluate
 from jobs import predict as predict_job
 from uniovseg import storage
 from uniovseg.config import load
-from uniovseg.data.benchmarks import open_benchmark
+from uniovseg.data.benchmarks import CITYSCAPES_IDS, open_benchmark
 from uniovseg.data.panoptic import decode_ids
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
 from uniovseg.data.shapes_sets import write_panoptic
@@ -224,6 +224,15 @@ def test_what_cannot_be_done_is_one_line(world: Path, predicted: Path, tmp_path:
         run(images, predicted)
     with pytest.raises(ConfigError, match="begun with other settings; seen: method: "):
         run(images, predicted, "vocabulary=shapes", "method.test_points_per_side=5")
+
+
+def test_results_have_the_ids_of_a_benchmarks_ground_truth(world: Path, tmp_path: Path) -> None:
+    run(world / "evaluation/images", tmp_path, "vocabulary=cityscapes", "category_ids=cityscapes_panoptic", "pictures=1")
+    panoptic, instances = read(tmp_path / "panoptic.json"), read(tmp_path / "instances.json")
+    assert [item["id"] for item in panoptic["categories"]] == list(CITYSCAPES_IDS)
+    used = {segment["category_id"] for entry in panoptic["annotations"] for segment in entry["segments_info"]}
+    used |= {item["category_id"] for item in instances}
+    assert used and used <= set(CITYSCAPES_IDS)
 
 
 def test_pngs_have_names_of_their_own() -> None:

@@ -6,7 +6,7 @@ indices of the set's vocabulary, `UNLABELLED` where there is no class; or a `Pan
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -320,6 +320,23 @@ def _class_indices(stored: LabelMap, folder: LabelFolder) -> LabelMap:
 
 def _panoptic_names() -> list[str]:
     return [name for name, benchmark in BENCHMARKS.items() if isinstance(benchmark.layouts[0], PanopticFiles)]
+
+
+def with_ids_of(benchmark: str, vocabulary: Vocabulary) -> Vocabulary:
+    """A vocabulary of a panoptic benchmark's classes with the category ids of its ground truth: Cityscapes' are 7 to 33, its vocabulary's 0 to 18.
+
+    Raises:
+        ConfigError: there is no such panoptic benchmark, or the vocabulary has another number of classes.
+    """
+    layout = BENCHMARKS[benchmark].layouts[0] if benchmark in BENCHMARKS else None
+    if not isinstance(layout, PanopticFiles):
+        raise ConfigError("no such panoptic benchmark", seen=benchmark, allowed=", ".join(_panoptic_names()))
+    ids = layout.category_ids or [item.id for item in load_vocabulary(BENCHMARKS[benchmark].vocabulary).categories]
+    if len(ids) != len(vocabulary):
+        raise ConfigError(
+            f"the vocabulary does not have the classes of {benchmark}", seen=f"{len(vocabulary)} classes", allowed=f"{len(ids)} classes"
+        )
+    return replace(vocabulary, categories=tuple(replace(item, id=number) for item, number in zip(vocabulary.categories, ids, strict=True)))
 
 
 def open_benchmark(name: str, root: str) -> LabelledSet:

@@ -21,6 +21,7 @@ from rich.progress import track
 
 from uniovseg import storage
 from uniovseg.config import Config
+from uniovseg.data.benchmarks import with_ids_of
 from uniovseg.data.images import decode_image
 from uniovseg.data.panoptic import annotation, categories, decode_ids, encode_ids
 from uniovseg.data.vocabulary import load_vocabulary
@@ -61,6 +62,9 @@ class PredictConfig(Config):
     segmentation: SegmentationConfig = Field(SegmentationConfig(), description="from masks to maps and instances")
     image_ids: str | None = Field(
         None, description="COCO JSON with the images to take and their ids; null: all images, the number in the name where all have one, else from 1"
+    )
+    category_ids: str | None = Field(
+        None, description="panoptic benchmark whose category ids the results have, as cityscapes_panoptic; null: the vocabulary's own ids"
     )
     images_per_part: int = Field(32, ge=1, description="images that are committed together")
     pictures: int = Field(8, ge=0, description="images that are drawn with what was found, spread over all")
@@ -149,7 +153,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     ``rejected.json``, the images without a prediction and why; ``pictures/``. An image that was rejected is tried again by the next run.
 
     Raises:
-        ConfigError: the output was begun with other settings, or is the folder of the images.
+        ConfigError: the output was begun with other settings, or is the folder of the images; `category_ids` is of other classes than the vocabulary.
         DataError: there are no images; `image_ids` is no COCO JSON with images.
         StorageError: something cannot be read or written, for a reason that is not one image's.
     """
@@ -158,6 +162,8 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     paths = {"images": Location.of(config.images).uri, "output": Location.of(config.output).uri, "checkpoint": checkpoint}
     config = config.model_copy(update=paths)  # workers have another working directory
     output, vocabulary = Location(config.output), load_vocabulary(config.vocabulary)
+    if config.category_ids is not None:
+        vocabulary = with_ids_of(config.category_ids, vocabulary)
     ids = image_ids(config)
     check_settings(output, {
         "images": config.images, "checkpoint": config.checkpoint, "method": json.dumps(config.method), "tasks": ", ".join(config.tasks),
