@@ -28,6 +28,9 @@ from uniovseg.methods.promptable import EmbeddedImage
 P = ParamSpec("P")
 R = TypeVar("R")
 
+WRITERS = 4
+"""Threads that write masks: more than one, so that a few masks need not wait for many."""
+
 _Features = tuple[EmbeddedImage, float, float]
 
 
@@ -55,7 +58,7 @@ class Host:
         self._decoders = [Decoder(limits.pixels, config.decode_seconds) for _ in range(config.decoders)]
         self._free = asyncio.Queue[Decoder]()
         self._decoding = ThreadPoolExecutor(config.decoders, "decode")
-        self._writing = ThreadPoolExecutor(1, "write")
+        self._writing = ThreadPoolExecutor(WRITERS, "write")
         self._pending: dict[tuple[str, str], asyncio.Task[_Features]] = {}
         self._model: _Model | None = None
         for decoder in self._decoders:
@@ -119,10 +122,12 @@ class Host:
             embedded, spent["preprocess"], spent["embed"] = await self._features(model, call.image, call.image_id, until)
         outcome = Outcome(model=model.engine.reference, size=embedded.size)
         if request is not None:
-            answered, spent["model"] = await self._thread.call(functools.partial(_timed, model.engine.answer, embedded, request, until), until)
-            outcome, spent["postprocess"] = await _in(self._writing, _timed, _written, outcome, answered, request)
-            if call.image_id:  # naming made the features larger
-                model.kept.put(call.image_id, embedded, memory(embedded))
+            try:
+                answered, spent["model"] = await self._thread.call(functools.partial(_timed, model.engine.answer, embedded, request, until), until)
+            finally:
+                if call.image_id:  # naming makes the features larger, even where it does not end in time
+                    model.kept.put(call.image_id, embedded, memory(embedded))
+            outcome, spent["postprocess"] = await _in(self._writing, _timed, _written, outcome, answered, request, until)
         total = _ms(begin)
         return replace(outcome, timing_ms=Timings(queue=max(0.0, round(total - sum(spent.values()), 3)), total=total, **spent))
 
@@ -169,7 +174,8 @@ def _give_back() -> None:
 
 def memory(embedded: EmbeddedImage) -> int:
     """Bytes of an image and its features."""
-    tensors = [embedded.pixel.mask_features, *embedded.pixel.levels, *(dense for dense, _ in embedded.dense.values())]
+    dense = [tensor for tensor, _ in list(embedded.dense.values())]  # at once: the model's thread may add to them
+    tensors = [embedded.pixel.mask_features, *embedded.pixel.levels, *dense]
     return embedded.image.nbytes + sum(tensor.element_size() * tensor.nelement() for tensor in tensors)
 
 
@@ -179,11 +185,11 @@ def _embed(engine: Engine, images: Sequence[NDArray[np.uint8]]) -> list[tuple[Em
     return [(item, spent) for item in embedded]
 
 
-def _written(outcome: Outcome, answered: Answered, request: NamingRequest) -> Outcome:
+def _written(outcome: Outcome, answered: Answered, request: NamingRequest, until: float) -> Outcome:
     return replace(
         outcome,
-        segments=write_segments(answered.found, request.mask_format),
-        id_map=write_id_map(answered.found, outcome.size) if request.mask_format == "png_idmap" else None,
+        segments=write_segments(answered.found, request.mask_format, until),
+        id_map=write_id_map(answered.found, outcome.size, until) if request.mask_format == "png_idmap" else None,
         vocabulary=answered.vocabulary,
         warnings=answered.warnings,
     )

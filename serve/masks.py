@@ -1,7 +1,9 @@
 """Masks as they travel: COCO RLE, one PNG for all of them, or polygons along the pixels' edges."""
 
 import base64
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -25,8 +27,8 @@ class Found(NamedTuple):
     predicted_iou: float | None = None
 
 
-def write_segments(found: Sequence[Found], form: MaskFormat) -> tuple[Segment, ...]:
-    """Segments with ids from 1, their masks in the form asked for."""
+def write_segments(found: Sequence[Found], form: MaskFormat, until: float = math.inf) -> tuple[Segment, ...]:
+    """Segments with ids from 1, their masks in the form asked for. Raises TimeoutError where they are not written by `until` (`time.monotonic`)."""
     return tuple(
         Segment(
             id=rank,
@@ -39,19 +41,26 @@ def write_segments(found: Sequence[Found], form: MaskFormat) -> tuple[Segment, .
             area=item.area,
             mask=_mask(item, form),
         )
-        for rank, item in enumerate(found, 1)
+        for rank, item in enumerate(_in_time(found, until), 1)
     )
 
 
-def write_id_map(found: Sequence[Found], size: tuple[int, int]) -> IdMap:
-    """The masks of an image of `size` (h, w) in one PNG; the first is on top."""
+def write_id_map(found: Sequence[Found], size: tuple[int, int], until: float = math.inf) -> IdMap:
+    """The masks of an image of `size` (h, w) in one PNG; the first is on top. Raises TimeoutError as `write_segments`."""
     ids = np.zeros(size, np.uint8 if len(found) < 256 else np.uint16)
-    for rank in range(len(found), 0, -1):
-        x0, y0, x1, y1 = found[rank - 1].box_xyxy
-        ids[y0:y1, x0:x1][_inside(found[rank - 1])] = rank
+    for above, item in enumerate(_in_time(found[::-1], until)):
+        x0, y0, x1, y1 = item.box_xyxy
+        ids[y0:y1, x0:x1][_inside(item)] = len(found) - above
     done, data = cv2.imencode(".png", ids, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     assert done, "an id map is a grey image"
     return IdMap(type="png8" if ids.dtype == np.uint8 else "png16", data=base64.b64encode(data.tobytes()).decode())
+
+
+def _in_time(found: Sequence[Found], until: float) -> Iterator[Found]:
+    for item in found:
+        if time.monotonic() >= until:
+            raise TimeoutError
+        yield item
 
 
 def _mask(item: Found, form: MaskFormat) -> CocoRle | Polygons | None:
@@ -66,11 +75,12 @@ def _mask(item: Found, form: MaskFormat) -> CocoRle | Polygons | None:
 
 
 def _inside(item: Found) -> NDArray[np.bool_]:
-    """The mask within its box."""
+    """The mask within its box: only the runs of the box's columns are laid out."""
     x0, y0, x1, y1 = item.box_xyxy
     height, width = item.rle["size"]
-    dense: NDArray[np.bool_] = RunLengthMasks.from_coco([item.rle], (height, width)).to_dense()[0].numpy()
-    return dense[y0:y1, x0:x1]
+    ends = RunLengthMasks.from_coco([item.rle], (height, width)).ends.numpy().clip(x0 * height, x1 * height)
+    ones = np.arange(len(ends)) % 2 == 1
+    return np.repeat(ones, np.diff(ends, prepend=x0 * height)).reshape(x1 - x0, height).T[y0:y1]
 
 
 def trace(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:

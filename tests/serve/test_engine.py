@@ -25,9 +25,7 @@ PIECES = {
 
 
 @pytest.mark.parametrize(("owner", "name", "request_", "count"), PIECES.values(), ids=PIECES)
-def test_late_work_stops(
-    host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, request_: NamingRequest, count: int
-) -> None:
+def test_late_work_stops(host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, request_: NamingRequest, count: int) -> None:
     """The clock counts the pieces that were begun."""
     engine, image = host._loaded().engine, decode_image(png)
     begun = 0

@@ -2,13 +2,22 @@
 
 import asyncio
 import gc
+import math
 import weakref
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
 
 from serve.calls import Call, Outcome
+from serve.engine import Engine
 from serve.host import Host
 from serve.problems import Refusal, ServiceError
 from serve.settings import ModelSource
 from tests.serve.conftest import LIMITS, REPLICA
+from uniovseg.api import EverythingRequest
+from uniovseg.methods.promptable import EmbeddedImage
 
 
 def call_of(image: bytes, image_id: str | None = None) -> Call:
@@ -35,6 +44,31 @@ def test_an_image_that_cannot_be_decoded_is_not_kept(host: Host, png: bytes) -> 
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+def test_features_that_grew_in_vain_are_counted(host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = host._loaded().kept
+
+    async def main() -> None:
+        await host.call(call_of(png, "grows"))
+        before = kept.bytes
+        monkeypatch.setattr(Engine, "answer", late)
+        reply = await host.call(replace(call_of(png, "grows"), request=EverythingRequest()))
+        assert isinstance(reply, Refusal) and reply.code == "timeout"
+        assert kept.bytes == before + 40
+
+    def late(engine: Engine, embedded: EmbeddedImage, *_: object) -> None:
+        embedded.dense[32, False] = torch.zeros(10), embedded.view
+        raise TimeoutError
+
+    asyncio.run(main())
+    kept.clear()
+
+
+def test_writing_masks_ends_with_the_call(host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.masks.time", SimpleNamespace(monotonic=lambda: math.inf))
+    reply = asyncio.run(host.call(replace(call_of(png), request=EverythingRequest(mask_format="png_idmap"))))
+    assert isinstance(reply, Refusal) and reply.code == "timeout"
 
 
 def test_the_model_before_is_forgotten(source: ModelSource, png: bytes) -> None:

@@ -1,6 +1,8 @@
 """Every form of a mask holds the same pixels."""
 
 import base64
+import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +71,18 @@ def test_all_forms_hold_the_same_pixels() -> None:
         assert rle.bbox == box
         assert rle.area == mask.sum()
     assert [segment.id for segment in write_segments(items, "none")] == list(range(1, len(items) + 1))
+
+
+def test_writing_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock counts the masks that were begun."""
+    items = [found(np.ones((3, 4), bool))] * 5
+    for write in (lambda until: write_segments(items, "polygon", until), lambda until: write_id_map(items, (3, 4), until)):
+        clock = SimpleNamespace(monotonic=itertools.count().__next__)
+        monkeypatch.setattr("serve.masks.time", clock)
+        with pytest.raises(TimeoutError):
+            write(2)
+        assert clock.monotonic() == 3
+        write(100)
 
 
 @pytest.mark.parametrize("count", [0, 3, 300])
