@@ -98,6 +98,7 @@ def test_prompts_with_words(scene: Path, tmp_path: Path) -> None:
         (["--point", "1000,2"], 1, "x from 0 to 128"),
         (["--box", "30,30,20,40"], 1, "x0 < x1"),
         (["--checkpoint", "nowhere"], 1, "checkpoint.json"),
+        (["--out", "s3://bucket/found"], 2, "seen: s3://bucket/found; allowed: a local path"),
     ],
 )
 def test_wrong_calls_are_one_line(
@@ -133,3 +134,13 @@ def test_import_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["import-release", str(tmp_path / "stage1.pth"), "--out", str(tmp_path / "ours")]) == 1
     assert "1 missing" in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "import-release"])
+def test_an_output_elsewhere_is_refused_before_anything_is_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "nowhere", "--out", "s3://bucket/out"]) == 2
+    assert "seen: s3://bucket/out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

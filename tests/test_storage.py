@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from uniovseg import storage
 from uniovseg.benchmarks.fault_proxy import FAULTS, FaultProxy, Weather
 from uniovseg.benchmarks.object_store import ObjectStore
-from uniovseg.errors import MissingFileError, StorageError
-from uniovseg.storage import Location, S3Settings
+from uniovseg.errors import ConfigError, MissingFileError, StorageError
+from uniovseg.storage import Location, S3Settings, local_folder
 
 
 @pytest.fixture
@@ -112,6 +112,12 @@ def test_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Location.of("s3://bucket/a/").name == "a"
     with pytest.raises(StorageError, match="cannot be opened"):
         Location.of("ftp://host/x").filesystem()
+
+
+def test_an_output_of_this_machine_keeps_its_path_and_another_is_refused() -> None:
+    assert [str(local_folder(uri)) for uri in ("runs/a", "/data/a", "file:///data/a")] == ["runs/a", "/data/a", "/data/a"]
+    with pytest.raises(ConfigError, match="seen: s3://bucket/a; allowed: a local path"):
+        local_folder("s3://bucket/a")
 
 
 @pytest.mark.parametrize("uri", ["s3://AKIA:SECRET@bucket/x", "s3://bucket/x?endpoint_override=SECRET"])

@@ -25,6 +25,7 @@ from uniovseg.pictures import Picture, draw_masks, save_picture
 from uniovseg.records import Vocabulary
 from uniovseg.segmenter import Segmenter, to_array
 from uniovseg.segments import Region, Segment, Task, encode_map, masks_of
+from uniovseg.storage import local_folder
 
 RELEASE_CLIP = ClipConfig(name="convnext_large_d_320", weights="laion2b_s29b_b131k_ft_soup")
 
@@ -38,12 +39,12 @@ def segment(arguments: argparse.Namespace) -> None:
         raise ConfigError("--not-point says what a mask leaves out", seen="no --point", fix="add --point X,Y inside of it")
     if arguments.task and (prompted or not arguments.words):
         raise ConfigError("--task is for a whole image by words", seen="points or boxes" if prompted else "no words", fix='try --words "cat, grass"')
+    target = local_folder(arguments.out) / Path(arguments.image).stem
     segmenter = Segmenter.load(arguments.checkpoint, arguments.device)
     vocabulary = load_vocabulary(arguments.words) if arguments.words else None
     config = validate(SegmentationConfig, {"unknown_below": arguments.unknown_below})
     image = to_array(arguments.image)
     found: Sequence[Segment | Region]
-    target = Path(arguments.out) / Path(arguments.image).stem
     target.parent.mkdir(parents=True, exist_ok=True)
     files = [f"{target}_masks.png", f"{target}_masks.json"]  # never the image itself
     if vocabulary is None or prompted:
@@ -87,11 +88,12 @@ def _row(item: Segment | Region) -> dict[str, Any]:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Show what a shard set holds."""
-    inspect_shards(arguments.uri, Path(arguments.out), Console(), arguments.samples)
+    inspect_shards(arguments.uri, local_folder(arguments.out), Console(), arguments.samples)
 
 
 def import_release(arguments: argparse.Namespace) -> None:
     """Turn the released stage1.pth into a checkpoint of ours."""
+    folder = local_folder(arguments.out)
     released = read_release(arguments.checkpoint)
     clip = ClipConfig(name=RELEASE_CLIP.name, weights=CHECKPOINT) if released.clip else RELEASE_CLIP
     method = MaskGenerationConfig(clip=clip, generator=MaskGeneratorConfig.preset("release"), size=1024)
@@ -99,7 +101,7 @@ def import_release(arguments: argparse.Namespace) -> None:
     state = {f"generator.{name}": value for name, value in released.generator.items()}
     if released.clip:
         state |= {f"clip.model.{name}": value for name, value in released.clip.items()}
-    checkpoint.save(Path(arguments.out), info, state)
+    checkpoint.save(folder, info, state)
     weights = "its own CLIP weights" if released.clip else f"CLIP weights by name ({RELEASE_CLIP.name}, {RELEASE_CLIP.weights})"
     Console().print(f"imported {len(released.generator)} tensors of the mask branch, with {weights}: {arguments.out}", soft_wrap=True)
 

@@ -10,7 +10,6 @@ number of scenes and goes over them in random order with random flips. A checkpo
 
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from uniovseg.config import Config, to_yaml
 from uniovseg.data import shapes
 from uniovseg.data.shapes import SceneConfig
 from uniovseg.models.clip import Clip, build_shapes_clip
+from uniovseg.storage import local_folder
 
 
 class Phase(Config):
@@ -124,12 +124,15 @@ def pretrain(config: PretrainConfig, commit: str) -> dict[str, float]:
 
     Returns:
         The report: in-batch accuracy on held-out scenes and the seconds it took.
+
+    Raises:
+        ConfigError: the output is no folder of this machine.
     """
+    folder = local_folder(config.output)
     from open_clip import SimpleTokenizer  # takes seconds, as `uniovseg.models.clip` says
 
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = SimpleTokenizer(context_length=64)
     clip = Clip(build_shapes_clip(), tokenizer).to(config.device)

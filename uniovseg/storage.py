@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from uniovseg.errors import MissingFileError, StorageError
+from uniovseg.errors import ConfigError, MissingFileError, StorageError
 
 ATTEMPTS = 10
 """How often a call is tried before its error is raised; with the pauses between, a store may be away for 20 seconds."""
@@ -170,6 +170,17 @@ class Location:
         except (pa.ArrowInvalid, ValueError) as error:
             raise StorageError("the URI cannot be opened", seen=self.uri, allowed="a local path, s3://bucket/key, gs://, hdfs://") from error
         return filesystem, path
+
+
+def local_folder(uri: str) -> Path:
+    """The path of an output that has to be a folder of this machine, from a path (a relative one stays so) or ``file://`` URI.
+
+    Raises:
+        ConfigError: it is elsewhere.
+    """
+    if not Location.of(uri).is_local:
+        raise ConfigError("this output has to be a folder of this machine", seen=uri, allowed="a local path", fix="copy it to the store afterwards")
+    return Path(uri.removeprefix("file://"))
 
 
 def hopeless(error: OSError) -> bool:

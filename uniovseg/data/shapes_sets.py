@@ -19,6 +19,7 @@ from uniovseg.data import shapes
 from uniovseg.data.coco import write_sa1b_tars
 from uniovseg.data.shapes import CATEGORIES, Scene, SceneConfig, category_of
 from uniovseg.records import ImageMasks, ImageText
+from uniovseg.storage import local_folder
 
 
 class ShapesConfig(Config):
@@ -70,8 +71,12 @@ def _evaluation(config: ShapesConfig, index: int) -> Scene:
 
 
 def write_shapes(config: ShapesConfig) -> dict[str, int]:
-    """Write the sets under ``config.output``; returns the number of images of each. Equal configurations give equal files."""
-    root = Path(config.output)
+    """Write the sets under ``config.output``; returns the number of images of each. Equal configurations give equal files.
+
+    Raises:
+        ConfigError: the output is no folder of this machine.
+    """
+    root = local_folder(config.output)
     if config.image_masks:
         write_sa1b_tars(_drawn(config, "image-mask scenes", config.image_masks, partial(_image_masks, config)), root / "image_masks", config.per_tar)
     if config.image_text:
