@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from rich.console import Console
 from uniovseg import storage
 from uniovseg.config import ConfigT, fields, load, to_yaml
 from uniovseg.errors import ConfigError, UniOVSegError
-from uniovseg.storage import Location
+from uniovseg.storage import Location, local_folder
 
 
 def key_help(config_type: type[Any]) -> str:
@@ -29,6 +30,30 @@ def config_file(name: str | None) -> str | None:
         return name
     shipped = Path(__file__).parent / "configs" / name
     return str(shipped) if shipped.is_file() else name
+
+
+def begin_anew(output: str, job: str, folders: Sequence[str]) -> str:
+    """Delete what an earlier run of a job left in its output: `folders`, no others. A mark says that the output is the job's; the first run leaves it.
+
+    Returns:
+        The output's path.
+
+    Raises:
+        ConfigError: the output is no folder of this machine, or has such folders but neither the job's mark nor its report: they are somebody's own.
+    """
+    root = local_folder(output)
+    mark, report = root / f".uniovseg-{job}", root / "report.json"
+    found = [root / name for name in folders if (root / name).exists()]
+    if found and not mark.exists() and not (report.is_file() and '"promptable"' in report.read_text()):
+        raise ConfigError(
+            f"the output has folders that {job} would delete, and no mark of an earlier run of it", seen=", ".join(map(str, found)),
+            allowed="an empty folder, or an earlier run's", fix="give another output",
+        )  # fmt: skip
+    root.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    for folder in found:
+        shutil.rmtree(folder)
+    return str(root)
 
 
 def _end(*_: object) -> None:

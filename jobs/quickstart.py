@@ -1,6 +1,5 @@
 """The whole method on the shapes world, on a laptop: data, ingest, stage 1, entities, matching, stage 2, evaluation."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from uniovseg.runtime.quickstart import QuickstartConfig, quickstart
 
 def main(config: QuickstartConfig) -> dict[str, object]:
     """Run everything anew in config.output."""
-    for name in ("shapes", "shards", "stage1", "untrained", "entities", "pairs", "stage2"):
-        shutil.rmtree(Path(config.output) / name, ignore_errors=True)
-    return quickstart(config)
+    folders = ("shapes", "shards", "validation", "stage1", "untrained", "entities", "pairs", "stage2")
+    return quickstart(config.model_copy(update={"output": _cli.begin_anew(config.output, "quickstart", folders)}))
 
 
 if __name__ == "__main__":

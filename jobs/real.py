@@ -1,6 +1,5 @@
 """Both stages on real images (reads UNIOVSEG_REAL_DATA and NLTK_DATA): ingest, train, match, align, evaluate, pictures."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from uniovseg.runtime.real import RealConfig, real, real_data
 def main(config: RealConfig) -> dict[str, object]:
     """Run it anew in config.output."""
     real_data()
-    for name in ("tars", "shards", "stage1", "entities", "pairs", "stage2"):
-        shutil.rmtree(Path(config.output) / name, ignore_errors=True)
-    return real(config)
+    output = _cli.begin_anew(config.output, "real", ("tars", "shards", "stage1", "entities", "pairs", "stage2"))
+    return real(config.model_copy(update={"output": output}))
 
 
 if __name__ == "__main__":

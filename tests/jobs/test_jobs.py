@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import _cli, evaluate, ingest, make_shapes, match, predict, pretrain_clip, refine, reproduce, train
+from jobs import _cli, evaluate, ingest, make_shapes, match, predict, pretrain_clip, quickstart, real, refine, reproduce, train
 from jobs import benchmark as benchmark_job
 from uniovseg.config import Config, fields
 from uniovseg.data.shapes_sets import ShapesConfig
+from uniovseg.errors import ConfigError
 from uniovseg.runtime.ingest import IngestConfig
 from uniovseg.runtime.match import MatchConfig
 from uniovseg.runtime.predict import PredictConfig
 from uniovseg.runtime.pretrain import PretrainJobConfig
+from uniovseg.runtime.quickstart import QuickstartConfig
+from uniovseg.runtime.real import RealConfig
 from uniovseg.runtime.refine import RefineConfig
 from uniovseg.runtime.reproduce.job import ReproduceConfig
 from uniovseg.runtime.shards import write_manifest
@@ -121,6 +124,59 @@ def test_make_shapes_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFix
     assert _cli.run(ShapesConfig, make_shapes.main, settings) == 0
     assert yaml.safe_load((tmp_path / "report.json").read_text()) == {"image_masks": 0, "image_text": 0, "evaluation": 0}
     assert "report.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config_type", "main", "settings"),
+    [(ShapesConfig, make_shapes.main, []), (PretrainJobConfig, pretrain_clip.main, ["--config", str(CONFIGS / "shapes_clip.yaml"), "tracking.uri="])],
+)
+def test_an_output_that_must_be_local_is_never_a_folder_named_s3(
+    config_type: type[Config], main: Any, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _cli.run(config_type, main, [*settings, "output=s3://bucket/out"]) == 2
+    assert "seen: s3://bucket/out; allowed: a local path" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestJobsThatBeginAnew:
+    """The quickstart, and `real` on real images, delete folders of their output: their own alone."""
+
+    @pytest.fixture(params=["quickstart", "real"])
+    def name(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setattr(quickstart, "quickstart", lambda config: {"output": config.output})
+        monkeypatch.setattr(real, "real", lambda config: {"output": config.output})
+        monkeypatch.setattr(real, "real_data", lambda: None)
+        return str(request.param)
+
+    def begin(self, name: str, output: str) -> dict[str, object]:
+        return quickstart.main(QuickstartConfig(output=output)) if name == "quickstart" else real.main(RealConfig(output=output))
+
+    def test_folders_of_others_are_kept(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "shards").mkdir()
+        (tmp_path / "report.json").write_text('{"samples": 5}')  # of another job
+        with pytest.raises(ConfigError, match=f"no mark of an earlier run of it; seen: {tmp_path}/shards; allowed: an empty folder"):
+            self.begin(name, str(tmp_path))
+        assert {path.name for path in tmp_path.iterdir()} == {"shards", "report.json"}
+
+    def test_an_earlier_run_is_deleted_also_one_that_broke_off(self, name: str, tmp_path: Path) -> None:
+        output = tmp_path / "out"
+        for _ in range(2):
+            assert self.begin(name, f"file://{output}") == {"output": str(output)}
+            assert not (output / "shards").exists()
+            (output / "shards" / "deep").mkdir(parents=True)
+            (output / "mine").mkdir(exist_ok=True)
+        assert (output / "mine").exists()
+
+    def test_a_run_without_a_mark_is_known_by_its_report(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "stage1").mkdir()
+        (tmp_path / "report.json").write_text('{"promptable": {}}')
+        self.begin(name, str(tmp_path))
+        assert not (tmp_path / "stage1").exists()
+
+    def test_a_store_is_refused(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="seen: s3://bucket/out"):
+            self.begin(name, "s3://bucket/out")
 
 
 def test_ingest_without_its_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
