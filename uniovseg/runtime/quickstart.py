@@ -44,6 +44,7 @@ class QuickstartConfig(Config):
     image_masks: int = Field(1600, ge=64, description="scenes to train on")
     image_text: int = Field(256, ge=0, description="scenes with captions")
     evaluation: int = Field(64, ge=8, description="labelled scenes to evaluate on")
+    curve: int = Field(0, ge=0, description="how many of them stage 1 is scored on as it learns, every `validation.every` steps; 0: none")
     train: str = Field("jobs/configs/stage1_shapes.yaml", description="configuration of stage 1")
     steps: int = Field(400, ge=1, description="optimizer steps of stage 1")
     match: str = Field("jobs/configs/match_shapes.yaml", description="configuration of mask-text matching")
@@ -96,6 +97,10 @@ def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
     ingested = ingest(
         IngestConfig(source=f"{config.output}/shapes/image_masks", output=f"{config.output}/shards", part_bytes=8 * 1024**2, tracking=config.tracking)
     )
+    if config.curve:
+        labelled = f"{config.output}/validation"
+        ingest(IngestConfig(format="coco_panoptic", source=f"{config.output}/shapes/evaluation/panoptic.json", output=labelled))
+        job = job.model_copy(update={"validation": job.validation.model_copy(update={"shards": labelled, "images": config.curve})})
     begin("stage 1: a promptable segmenter over the frozen CLIP (Ray Train)")
     trained = fit(job)
 
