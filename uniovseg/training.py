@@ -31,7 +31,7 @@ from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import Config, flatten_values, load, validate
 from uniovseg.data.feed import planned_batches
 from uniovseg.data.makers import EntitySampleMaker, MaskSampleMaker, PairSampleMaker, SampleMaker
-from uniovseg.data.plan import Plan
+from uniovseg.data.plan import Plan, groups_held
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
@@ -563,7 +563,7 @@ def local_batches(config: TrainConfig, maker: SampleMaker[Any, Batch], start: in
     shards = ShardSet(config.data.train)
     plan = Plan([group.rows for group in shards.groups], seed=config.seed, batch_size=config.batch_size, window_groups=config.data.window_groups)
     slices = plan.slices(start, rank=rank, world_size=world_size, parts=config.accumulate)
-    return planned_batches(shards, slices, maker, threads=config.data.threads, window_groups=config.data.window_groups)
+    return planned_batches(shards, slices, maker, threads=config.data.threads, groups=groups_held(config.data.window_groups, world_size))
 
 
 def run(config: TrainConfig, stopped: threading.Event | None = None) -> dict[str, float]:

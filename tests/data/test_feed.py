@@ -2,15 +2,17 @@
 
 import threading
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
+import cv2
+import pyarrow as pa
 import pytest
 import torch
 
 from uniovseg.data.feed import GroupReader, planned_batches
 from uniovseg.data.makers import MaskSampleMaker
-from uniovseg.data.plan import Plan, PlanItem
+from uniovseg.data.plan import Plan, PlanItem, groups_held
 from uniovseg.data.samples import MaskSampleConfig, collate, make_mask_sample, sample_seed
 from uniovseg.data.shards import ShardSet, to_table
 from uniovseg.data.views import ViewConfig
@@ -31,7 +33,7 @@ def plan_of(shards: ShardSet, batch_size: int, window_groups: int) -> Plan:
 
 def feed(shards: ShardSet, start: int, count: int, *, threads: int = 3, window_groups: int = 2, parts: int = 1) -> list[MaskBatch]:
     slices = plan_of(shards, 4, window_groups).slices(start, rank=0, world_size=1, parts=parts)
-    batches = planned_batches(shards, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=threads, window_groups=window_groups)
+    batches = planned_batches(shards, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=threads, groups=2 * window_groups)
     return list(islice(batches, count))
 
 
@@ -74,9 +76,15 @@ def test_micro_batches_make_up_the_batch(shards: ShardSet) -> None:
         assert (halves[2 * step].keys, halves[2 * step + 1].keys) == (batch.keys[::2], batch.keys[1::2])
 
 
+def test_threads_that_decode_leave_each_other_the_cores(shards: ShardSet) -> None:
+    cv2.setNumThreads(2)
+    assert len(feed(shards, 0, 1)) == 1
+    assert cv2.getNumThreads() == 1
+
+
 def test_a_feed_that_ends_gives_its_last_batches(shards: ShardSet) -> None:
     slices = islice(plan_of(shards, 4, 2).slices(0, rank=0, world_size=1), 2)
-    batches = planned_batches(shards, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=2, window_groups=2)
+    batches = planned_batches(shards, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=2, groups=4)
     assert [len(batch.keys) for batch in batches] == [4, 4]
 
 
@@ -95,8 +103,38 @@ class CountingShards(ShardSet):
 def test_a_group_is_read_about_once_an_epoch(shapes_shards: Path) -> None:
     counting = CountingShards(shapes_shards)
     slices = islice(plan_of(counting, 2, 2).slices(0, rank=0, world_size=1), 5)  # one epoch
-    list(planned_batches(counting, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=2, window_groups=2))
+    list(planned_batches(counting, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=2, groups=4))
     assert sorted(counting.groups_read) == [0, 1, 2, 3]
+
+
+class Numbers:
+    """Row groups without data, which counts how often each is read."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes, self.read = sizes, Counter[int]()
+
+    def read_group(self, index: int) -> pa.Table:
+        self.read[index] += 1
+        return pa.table({"row": range(self.sizes[index])})
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_no_rank_reads_a_group_twice_in_a_window(world_size: int, parts: int) -> None:
+    """Each group is in one window of an epoch."""
+    sizes, window, batch = [16, 16, 5, 16, 9, 16] * 4, 8, 12
+    most = groups_held(window, world_size)
+    for rank in range(world_size):
+        numbers, reads = Numbers(sizes), Counter[tuple[int, int]]()
+        reader = GroupReader(numbers, most)  # type: ignore[arg-type]
+        plan = Plan(sizes, seed=1, batch_size=batch, window_groups=window)
+        for item in chain.from_iterable(islice(plan.slices(0, rank, world_size, parts), parts * 3 * sum(sizes) // batch)):
+            before = numbers.read[item.group]
+            assert reader.row(item)["row"].to_pylist() == [item.row]
+            reads[item.epoch, item.group] += numbers.read[item.group] - before
+            assert len(reader._tables) <= most
+        assert max(reads.values()) == 1
+    assert [groups_held(64, count) for count in (1, 2, 8, 56)] == [130, 66, 18, 6]
 
 
 def test_the_reader_keeps_the_newest_groups(shapes_shards: Path) -> None:
@@ -117,7 +155,7 @@ def test_an_image_that_cannot_be_read_is_named(scenes: list[ImageMasks]) -> None
 def test_abandoning_a_feed_ends_its_threads(shards: ShardSet) -> None:
     before = set(threading.enumerate())
     slices = plan_of(shards, 4, 2).slices(0, rank=0, world_size=1)
-    batches = planned_batches(shards, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=3, window_groups=2)
+    batches = planned_batches(shards, slices, MaskSampleMaker(VIEW, SAMPLE, 1), threads=3, groups=4)
     next(batches)
     assert set(threading.enumerate()) - before
     batches.close()  # type: ignore[attr-defined]

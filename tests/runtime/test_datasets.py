@@ -1,10 +1,12 @@
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
-from uniovseg.data.feed import planned_batches
+from uniovseg.data.feed import GroupReader, planned_batches
 from uniovseg.data.makers import MaskSampleMaker
 from uniovseg.data.plan import Plan
 from uniovseg.data.samples import MaskSampleConfig
@@ -12,7 +14,7 @@ from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
 from uniovseg.records import MaskBatch
 from uniovseg.runtime import datasets
-from uniovseg.runtime.datasets import PlannedRows, PlanSource, ray_batches
+from uniovseg.runtime.datasets import PlannedRows, PlanSource, make_samples, ray_batches
 
 BATCH, WINDOW, SEED = 4, 2, 7
 MAKER = MaskSampleMaker(ViewConfig(size=64), MaskSampleConfig(max_masks=6), SEED)
@@ -27,7 +29,7 @@ def batches_of(shards: ShardSet, start: int, stop: int, rank: int, world_size: i
     """The same batches by threads, without Ray."""
     plan = Plan([group.rows for group in shards.groups], seed=SEED, batch_size=BATCH, window_groups=WINDOW)
     slices = islice(plan.slices(start, rank, world_size, parts), (stop - start) * parts)
-    return list(planned_batches(shards, slices, MAKER, threads=2, window_groups=WINDOW))
+    return list(planned_batches(shards, slices, MAKER, threads=2, groups=2 * WINDOW))
 
 
 def assert_same(found: MaskBatch, expected: MaskBatch) -> None:
@@ -69,3 +71,24 @@ def test_the_tasks_cover_the_steps_once_and_know_their_rows(shapes_shards: Path)
     tasks = PlanSource(rows, 3, 14, 4).get_read_tasks(parallelism=99)
     counts = [sum(len(table) for table in task()) for task in tasks]
     assert counts == [task.metadata.num_rows for task in tasks] == [8, 8, 6]
+
+
+def test_a_task_of_one_cpu_decodes_on_one_core(shapes_shards: Path) -> None:
+    cv2.setNumThreads(2)
+    table = next(rows_of(ShardSet(shapes_shards), 0, 1, 1).read(0, 1))
+    assert len(make_samples(table, MAKER)) == BATCH
+    assert cv2.getNumThreads() == 1
+
+
+def test_a_rank_of_many_holds_few_groups(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Watched(GroupReader):
+        def __init__(self, shards: ShardSet, most: int) -> None:
+            super().__init__(shards, most)
+            made.append(most)
+
+    monkeypatch.setattr(datasets, "GroupReader", Watched)
+    rows = replace(rows_of(ShardSet(shapes_shards), 3, 56, 1), batch_size=56, window_groups=64)
+    assert len(next(rows.read(0, 1))) == 1
+    assert made == [6]

@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import cv2
 import pyarrow as pa
 
 from uniovseg.data.makers import BatchT, SampleMaker, SampleT
@@ -19,7 +20,7 @@ class GroupReader:
 
     Args:
         shards: the shard set.
-        most: row groups held in memory; a window's worth avoids reading twice.
+        most: row groups held in memory; as many as `groups_held` says avoid reading twice.
     """
 
     def __init__(self, shards: ShardSet, most: int) -> None:
@@ -40,7 +41,7 @@ class GroupReader:
 
 
 def planned_batches(
-    shards: ShardSet, slices: Iterator[Sequence[PlanItem]], maker: SampleMaker[SampleT, BatchT], *, threads: int, window_groups: int
+    shards: ShardSet, slices: Iterator[Sequence[PlanItem]], maker: SampleMaker[SampleT, BatchT], *, threads: int, groups: int
 ) -> Iterator[BatchT]:
     """Batches in the order of the plan, made ahead by threads.
 
@@ -49,9 +50,10 @@ def planned_batches(
         slices: the rows of each batch, from `Plan.slices`.
         maker: makes the samples.
         threads: threads that decode; a thread a sample.
-        window_groups: row groups kept in memory.
+        groups: row groups kept in memory, see `uniovseg.data.plan.groups_held`.
     """
-    reader = GroupReader(shards, 2 * window_groups)
+    reader = GroupReader(shards, groups)
+    cv2.setNumThreads(1)  # else each of the threads would use every core
 
     def prepare(pool: ThreadPoolExecutor, items: Sequence[PlanItem]) -> list[Future[SampleT]]:
         return [pool.submit(maker.make, reader.row(item), 0, item.epoch) for item in items]

@@ -117,6 +117,15 @@ class Plan:
         return self._windows[key]
 
 
+def groups_held(window_groups: int, world_size: int) -> int:
+    """Row groups that the reader of one of `world_size` ranks keeps, so as to read none twice in a window.
+
+    A window's rows of a rank are a run of the layout: its share of the groups, and a part of one more. Kept are twice as many: at a window's end the
+    micro-batches of a step take turns in both windows, and the groups at hand may be smaller than others.
+    """
+    return 2 * (-(-window_groups // world_size) + 1)
+
+
 def micro_batch_places(batch_size: int, rank: int, world_size: int, parts: int) -> list[range]:
     """The places of the global batch that each of a rank's micro-batches takes: micro-batch p has, of the rank's slice, every place that is p modulo `parts`.
 

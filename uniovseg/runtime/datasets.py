@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import ray
@@ -20,7 +21,7 @@ from ray.data.datasource import ReadTask
 
 from uniovseg.data.feed import GroupReader
 from uniovseg.data.makers import BatchT, SampleMaker
-from uniovseg.data.plan import Plan, micro_batch_places
+from uniovseg.data.plan import Plan, groups_held, micro_batch_places
 from uniovseg.data.shards import ShardSet
 
 ROWS_A_BLOCK = 32
@@ -59,7 +60,7 @@ class PlannedRows:
     def read(self, start: int, stop: int) -> Iterator[pa.Table]:
         """This rank's rows of the steps [start, stop), in blocks of whole micro-batches."""
         plan = Plan(self.rows_per_group, seed=self.seed, batch_size=self.batch_size, window_groups=self.window_groups)
-        reader = GroupReader(_opened(self.uri, self.rows_per_group), 2 * self.window_groups)
+        reader = GroupReader(_opened(self.uri, self.rows_per_group), groups_held(self.window_groups, self.world_size))
         per_block = max(1, ROWS_A_BLOCK * self.world_size * self.parts // self.batch_size)
         slices = islice(plan.slices(start, self.rank, self.world_size, self.parts), (stop - start) * self.parts)
         while block := [item for part in islice(slices, per_block) for item in part]:
@@ -97,6 +98,7 @@ class PlanSource(Datasource):  # type: ignore[misc]
 
 def make_samples(table: pa.Table, maker: SampleMaker[Any, Any]) -> pa.Table:
     """A block of planned rows as a block of training samples."""
+    cv2.setNumThreads(1)  # the task has one CPU
     return maker.pack([maker.make(table, row, table.column("epoch")[row].as_py()) for row in range(len(table))])
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from rich.table import Table
 
+from uniovseg.data.plan import groups_held
 from uniovseg.data.shards import ShardSet
 from uniovseg.errors import ConfigError, UniOVSegError
 from uniovseg.runtime.costs import Costs, Figure
@@ -199,9 +200,8 @@ def _object_store(config: TrainJobConfig, share: int, cpus: float, data: DataFac
 
 
 def _process_memory(config: TrainJobConfig, gpus: int, cpus: float, data: DataFacts, costs: Costs) -> float:
-    """Bytes of the processes of one worker and its feed: a reader holds its share of two windows' row groups."""
-    groups = 2 * (math.ceil(config.data.window_groups / gpus) + 1)
-    held = min(groups, 2 * config.data.window_groups) * data.rows_per_group * data.image_bytes
+    """Bytes of the processes of one worker and its feed, whose reader holds row groups."""
+    held = groups_held(config.data.window_groups, gpus) * data.rows_per_group * data.image_bytes
     return costs("worker_bytes") + held + int(cpus) * costs("task_bytes")
 
 
