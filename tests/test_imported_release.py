@@ -44,7 +44,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clip = load_clip(ClipConfig())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(release, "RELEASE_CHANNELS", clip.feature_channels)
-        patch.setattr(command, "RELEASE_CLIP", ClipConfig())
+        patch.setattr(release, "RELEASE_CLIP", ClipConfig())
         state = {name: fill(name, shape, 0) for name, shape in release.release_names().items()}
         state |= {release.CLIP_PREFIX + name: value for name, value in clip.model.state_dict().items()}
         torch.save({"model": state}, folder / "stage1.pth")

@@ -17,17 +17,15 @@ from uniovseg.data.inspect import inspect_shards
 from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import ConfigError, UniOVSegError
 from uniovseg.methods.mask_generation import MaskGenerationConfig
+from uniovseg.models import release
 from uniovseg.models.clip import CHECKPOINT, ClipConfig
 from uniovseg.models.mask_generator import MaskGeneratorConfig
-from uniovseg.models.release import read_release
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.pictures import Picture, draw_masks, save_picture
 from uniovseg.records import Vocabulary
 from uniovseg.segmenter import Segmenter, to_array
 from uniovseg.segments import Region, Segment, Task, encode_map, masks_of
 from uniovseg.storage import local_folder
-
-RELEASE_CLIP = ClipConfig(name="convnext_large_d_320", weights="laion2b_s29b_b131k_ft_soup")
 
 
 def segment(arguments: argparse.Namespace) -> None:
@@ -94,15 +92,16 @@ def inspect(arguments: argparse.Namespace) -> None:
 def import_release(arguments: argparse.Namespace) -> None:
     """Turn the released stage1.pth into a checkpoint of ours."""
     folder = local_folder(arguments.out)
-    released = read_release(arguments.checkpoint)
-    clip = ClipConfig(name=RELEASE_CLIP.name, weights=CHECKPOINT) if released.clip else RELEASE_CLIP
+    released = release.read_release(arguments.checkpoint)
+    named = release.RELEASE_CLIP
+    clip = ClipConfig(name=named.name, weights=CHECKPOINT) if released.clip else named
     method = MaskGenerationConfig(clip=clip, generator=MaskGeneratorConfig.preset("release"), size=1024)
     info = CheckpointInfo(step=0, method=method.model_dump(mode="json"), source=f"released stage 1: {Path(arguments.checkpoint).name}")
     state = {f"generator.{name}": value for name, value in released.generator.items()}
     if released.clip:
         state |= {f"clip.model.{name}": value for name, value in released.clip.items()}
     checkpoint.save(folder, info, state)
-    weights = "its own CLIP weights" if released.clip else f"CLIP weights by name ({RELEASE_CLIP.name}, {RELEASE_CLIP.weights})"
+    weights = "its own CLIP weights" if released.clip else f"CLIP weights by name ({named.name}, {named.weights})"
     Console().print(f"imported {len(released.generator)} tensors of the mask branch, with {weights}: {arguments.out}", soft_wrap=True)
 
 

@@ -6,7 +6,18 @@ import torch
 from torch import Tensor
 
 from uniovseg.errors import CheckpointError
-from uniovseg.models.release import CLIP_PREFIX, from_release, read_release, release_generator, release_names, split_release, to_release
+from uniovseg.models import release
+from uniovseg.models.clip import ClipConfig
+from uniovseg.models.release import (
+    CLIP_PREFIX,
+    from_release,
+    read_release,
+    release_clip_names,
+    release_generator,
+    release_names,
+    split_release,
+    to_release,
+)
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +26,10 @@ def names() -> dict[str, list[int]]:
 
 
 @pytest.fixture
-def state(names: dict[str, list[int]]) -> dict[str, Tensor]:
-    """A released state dict whose tensors are views of one number, so that it costs no memory."""
-    return {name: torch.zeros(1).expand(shape) for name, shape in names.items()} | {CLIP_PREFIX + "visual.trunk.stem.0.bias": torch.ones(192)}
+def state(names: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """A released state dict whose tensors are views of one number, so that it costs no memory; its CLIP is the small one of the shapes world."""
+    monkeypatch.setattr(release, "RELEASE_CLIP", ClipConfig())
+    return {name: torch.zeros(()).expand(shape) for name, shape in (names | release_clip_names()).items()}
 
 
 def test_the_released_network_has_its_tensors_and_parameters(names: dict[str, list[int]]) -> None:
@@ -58,9 +70,17 @@ def test_a_name_of_no_rule_is_an_error(name: str) -> None:
         from_release(name)
 
 
+def test_the_released_clip_has_its_tensors() -> None:
+    names = release_clip_names()
+    assert len(names) == 543
+    assert names[CLIP_PREFIX + "visual.trunk.stem.0.weight"] == [192, 3, 4, 4]
+    assert names[CLIP_PREFIX + "text_projection"] == [768, 768]
+
+
 def test_every_tensor_is_accounted_for(state: dict[str, Tensor]) -> None:
     weights = split_release(state)
-    assert set(weights.clip) == {"visual.trunk.stem.0.bias"}
+    assert set(weights.clip) == {name.removeprefix(CLIP_PREFIX) for name in release_clip_names()}
+    assert split_release({name: value for name, value in state.items() if not name.startswith(CLIP_PREFIX)}).clip == {}
     with torch.device("meta"):
         own = release_generator().state_dict()
     assert {name: value.shape for name, value in weights.generator.items()} == {name: value.shape for name, value in own.items()}
@@ -79,6 +99,17 @@ def test_missing_and_left_over_tensors_are_named_and_counted(state: dict[str, Te
 def test_a_wrong_shape_is_an_error(state: dict[str, Tensor]) -> None:
     state["sem_seg_head.predictor.level_embed.weight"] = torch.zeros(4, 256)
     with pytest.raises(CheckpointError, match=r"level_embed.weight has another shape than released; seen: \[4, 256\]; allowed: \[3, 256\]"):
+        split_release(state)
+
+
+def test_the_clip_is_whole_or_not_there(state: dict[str, Tensor]) -> None:
+    del state[CLIP_PREFIX + "text_projection"]
+    state[CLIP_PREFIX + "visual.proj"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match=rf"1 missing \({CLIP_PREFIX}text_projection\); 1 left over \({CLIP_PREFIX}visual.proj\)"):
+        split_release(state)
+    del state[CLIP_PREFIX + "visual.proj"]
+    state[CLIP_PREFIX + "text_projection"] = torch.zeros(768, 768)
+    with pytest.raises(CheckpointError, match=r"text_projection has another shape than released; seen: \[768, 768\]; allowed: \[128, 128\]"):
         split_release(state)
 
 

@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 from uniovseg.errors import CheckpointError
+from uniovseg.models.clip import CHECKPOINT, ClipConfig, load_clip
 from uniovseg.models.mask_generator import MaskGenerator, MaskGeneratorConfig, build_mask_generator
 
 RELEASE_CHANNELS = (192, 384, 768, 1536)
 """Channels of convnext_large_d_320 at strides 4, 8, 16, 32."""
+
+RELEASE_CLIP = ClipConfig(name="convnext_large_d_320", weights="laion2b_s29b_b131k_ft_soup")
+"""The CLIP that the release was trained over."""
 
 _RECONSTRUCT = cast(Callable[..., Any], np.empty(0).__reduce__()[0])
 _NUMPY: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -109,6 +113,13 @@ def release_names() -> dict[str, list[int]]:
     return {to_release(name): list(value.shape) for name, value in state.items()}
 
 
+def release_clip_names() -> dict[str, list[int]]:
+    """Names, as released, and shapes of all tensors of the CLIP."""
+    with torch.device("meta"):
+        clip = load_clip(ClipConfig(name=RELEASE_CLIP.name, weights=CHECKPOINT))
+    return {CLIP_PREFIX + name: list(value.shape) for name, value in clip.model.state_dict().items()}
+
+
 class ReleasedWeights(NamedTuple):
     """A released checkpoint in our names: the CLIP's state (open_clip's names; empty if the file has none) and the mask generator's."""
 
@@ -143,25 +154,26 @@ def read_release(path: str | Path) -> ReleasedWeights:
 
 
 def split_release(state: Mapping[str, Tensor]) -> ReleasedWeights:
-    """Sort a released state dict into our names. Every tensor of the mask branch is accounted for, and every other is one of the CLIP.
+    """Sort a released state dict into our names. Every tensor is accounted for: those of the mask branch, and those of the CLIP where it has any.
 
     Raises:
         CheckpointError: names the first missing and left-over tensors and counts them, or the first wrong shape.
     """
     expected = release_names()
-    clip = {name.removeprefix(CLIP_PREFIX): value for name, value in state.items() if name.startswith(CLIP_PREFIX)}
-    branch = {name: value for name, value in state.items() if not name.startswith(CLIP_PREFIX)}
-    missing, left_over = sorted(expected.keys() - branch.keys()), sorted(branch.keys() - expected.keys())
+    if any(name.startswith(CLIP_PREFIX) for name in state):
+        expected |= release_clip_names()
+    missing, left_over = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or left_over:
         raise CheckpointError(
             "the checkpoint is not the released stage 1",
             seen=f"{_some('missing', missing)}; {_some('left over', left_over)}",
-            allowed=f"the {len(expected)} tensors of the released mask branch and those of its CLIP",
+            allowed=f"the {len(expected)} tensors of the released mask branch, and of its CLIP where any of these is there",
         )
-    wrong = [name for name, value in branch.items() if list(value.shape) != expected[name]]
+    wrong = [name for name, value in state.items() if list(value.shape) != expected[name]]
     if wrong:
-        raise CheckpointError(f"{wrong[0]} has another shape than released", seen=list(branch[wrong[0]].shape), allowed=expected[wrong[0]])
-    return ReleasedWeights(clip, {from_release(name): value for name, value in branch.items()})
+        raise CheckpointError(f"{wrong[0]} has another shape than released", seen=list(state[wrong[0]].shape), allowed=expected[wrong[0]])
+    clip = {name.removeprefix(CLIP_PREFIX): value for name, value in state.items() if name.startswith(CLIP_PREFIX)}
+    return ReleasedWeights(clip, {from_release(name): value for name, value in state.items() if not name.startswith(CLIP_PREFIX)})
 
 
 def _some(what: str, names: Iterable[str]) -> str:
