@@ -213,13 +213,25 @@ def _key_check(keys: tuple[str, ...]) -> Callable[[Request], None]:
     known = [key.encode() for key in keys]
 
     def check(http: Request) -> None:
-        authorization, other = (http.headers.get(name, "").encode("latin-1") for name in ("authorization", "x-api-key"))  # the bytes that came
-        scheme, _, token = authorization.partition(b" ")
-        given = token.strip() if scheme.lower() == b"bearer" else other
+        given = _key_of(http)
         if not sum(hmac.compare_digest(given, key) for key in known):  # all are compared, so that the time tells nothing
-            raise ServiceError("unauthorized", "a valid key is needed", allowed="Authorization: Bearer <key>, or X-API-Key: <key>")
+            raise ServiceError(
+                "unauthorized", "a valid key is needed", allowed="Authorization: Bearer <key>, X-API-Key: <key>, or the key as password of Basic"
+            )
 
     return check
+
+
+def _key_of(http: Request) -> bytes:
+    """The key that a request brings, as the bytes that came; empty where it brings none."""
+    authorization, other = (http.headers.get(name, "").encode("latin-1") for name in ("authorization", "x-api-key"))
+    scheme, _, token = authorization.partition(b" ")
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(token).partition(b":")[2]
+        except ValueError:
+            return b""
+    return token.strip() if scheme.lower() == b"bearer" else other
 
 
 def _wants_png(http: Request) -> bool:

@@ -4,20 +4,24 @@ The words are the labels that the function's description names. A nuclio functio
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 from fastapi import APIRouter
+from numpy.typing import NDArray
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from serve.adapters.reading import Foreign, make_request, read_json
+from serve.adapters.reading import INSTANCE_SCORE, SEGMENTS, Foreign, make_request, read_json
 from serve.api import RequestId, ServiceOf
 from serve.reading import words_of
 from uniovseg.api import Segment, SegmentRequest
 from uniovseg.client import decode_mask
+
+MASK_PIXELS = 50_000_000
+"""Pixels of all masks of an answer, at most: CVAT has two characters written for each pixel of a mask's box."""
 
 router = APIRouter(tags=["adapters"])
 
@@ -41,30 +45,35 @@ async def detect(
         vocabulary=None if vocabulary is None else words_of(vocabulary),
         vocabulary_id=vocabulary_id,
         task="instance",
-        threshold=body.threshold,
+        threshold=INSTANCE_SCORE if body.threshold is None else body.threshold,
+        max_segments=min(SEGMENTS, service.limits.segments),
     )
     answer = await service.segment(request, None, request_id)
-    return JSONResponse(await asyncio.to_thread(write, answer.segments))
+    return Response(await asyncio.to_thread(write, answer.segments), media_type="application/json")
 
 
-def write(segments: Sequence[Segment]) -> list[dict[str, Any]]:
-    """Segments as CVAT reads them: ``mask`` holds the pixels of the box row by row as 0 and 1, then its left, top, right and bottom pixel, inclusive;
-    ``points`` the pixels along the largest part's outline, x and y in turn. An empty mask is left out.
+def write(segments: Sequence[Segment]) -> str:
+    """Segments as CVAT's JSON: ``mask`` holds the pixels of the box row by row as 0 and 1, then its left, top, right and bottom pixel, inclusive;
+    ``points`` the pixels along the largest part's outline, x and y in turn. An empty mask is left out, and so is what follows `MASK_PIXELS`.
     """
-    found = []
+    found, room = [], MASK_PIXELS
     for segment in segments:
         x, y, width, height = (int(value) for value in segment.bbox)
         if not segment.area:
             continue
+        room -= width * height
+        if room < 0:
+            break
         inside = decode_mask(segment)[y : y + height, x : x + width]
         outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
-        found.append(
-            {
-                "type": "mask",
-                "label": segment.label,
-                "confidence": str(segment.score),
-                "points": max(outlines, key=cv2.contourArea).ravel().tolist(),
-                "mask": [*inside.astype(int).ravel().tolist(), x, y, x + width - 1, y + height - 1],
-            }
-        )
-    return found
+        outline = max(outlines, key=cv2.contourArea).ravel().tolist()
+        fields = json.dumps({"type": "mask", "label": segment.label, "confidence": str(segment.score), "points": outline})
+        found.append(f'{fields[:-1]}, "mask": [{_digits(inside)}{x},{y},{x + width - 1},{y + height - 1}]}}')
+    return f"[{', '.join(found)}]"
+
+
+def _digits(mask: NDArray[np.bool_]) -> str:
+    """0 or 1 and a comma for each pixel; as numbers they would take twenty times the memory."""
+    text = np.full((mask.size, 2), ord(","), np.uint8)
+    text[:, 0] = mask.ravel() + np.uint8(ord("0"))
+    return text.tobytes().decode()

@@ -3,7 +3,6 @@
 The task has no field for words, so they stand in the address (or among ``parameters``, where a client lets one add to them).
 """
 
-import asyncio
 import base64
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,9 +11,9 @@ import cv2
 import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from serve.adapters.reading import ErrorRoute, Foreign, make_request, read_json
+from serve.adapters.reading import INSTANCE_SCORE, SEGMENTS, ErrorRoute, Foreign, json_of, make_request, read_json
 from serve.api import RequestId, ServiceOf
 from serve.problems import ServiceError
 from serve.reading import read_body, words_of
@@ -67,11 +66,12 @@ async def segment(
         vocabulary=words,
         vocabulary_id=asked.vocabulary_id or vocabulary_id,
         task=asked.subtask,
-        threshold=asked.threshold,
+        threshold=INSTANCE_SCORE if asked.threshold is None and asked.subtask == "instance" else asked.threshold,
+        max_segments=min(SEGMENTS, service.limits.segments),
         min_visible=asked.overlap_mask_area_threshold,
     )
     answer = await service.segment(request, image, request_id)
-    return JSONResponse(await asyncio.to_thread(write, answer.segments))
+    return await json_of(lambda: write(answer.segments))
 
 
 def write(segments: Sequence[Segment]) -> list[dict[str, Any]]:

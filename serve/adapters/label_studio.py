@@ -2,13 +2,13 @@
 
 Words are the labels of the labelling configuration. Pre-annotation segments a task's image; an interactive click or box (a smart keypoint or rectangle)
 gives the mask that it shows, with the label that was chosen. Images are those inside the task (``data:`` URIs); a task whose image is an address is
-refused, because the service fetches nothing.
+refused, because the service fetches nothing. Where the service asks for a key, it is the password of Label Studio's basic authentication.
 
 A mask is a brush: Label Studio's own run lengths (those of the JavaScript package @thi.ng/rle-pack) of the image's RGBA bytes, row by row.
 """
 
-import asyncio
 import re
+import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
 from xml.etree import ElementTree
@@ -20,7 +20,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.adapters.reading import Foreign, make_request, read_json
+from serve.adapters.reading import SEGMENTS, Foreign, json_of, make_request, read_json
 from serve.api import RequestId, ServiceOf
 from serve.problems import ServiceError
 from serve.service import Service
@@ -107,22 +107,28 @@ async def predict(http: Request, service: ServiceOf, request_id: RequestId) -> R
     controls = read_config(body.label_config)
     drawn = body.params.context.result if body.params and body.params.context else ()
     results = [await _predict_task(service, controls, task, drawn, request_id) for task in body.tasks]
-    return JSONResponse({"results": results, "model_version": (await service.description()).model.version})
+    version = (await service.description()).model.version
+    return await json_of(lambda: {"results": [write(*result, controls) for result in results], "model_version": version})
 
 
-async def _predict_task(service: Service, controls: Controls, task: Task, drawn: Sequence[dict[str, Any]], request_id: str) -> dict[str, Any]:
+async def _predict_task(
+    service: Service, controls: Controls, task: Task, drawn: Sequence[dict[str, Any]], request_id: str
+) -> tuple[Sequence[Segment], ImageRef]:
+    """What is found in a task's image."""
     image = {"data": _image_of(task, controls.variable)}
     if drawn:
         answer = await service.masks(make_request(PromptRequest, image=image, **_prompts(drawn)), None, request_id)
-        segments = [segment.model_copy(update={"label": _chosen(drawn, controls), "score": segment.predicted_iou}) for segment in answer.segments]
-        return await asyncio.to_thread(write, segments, answer.image, controls)
-    request = make_request(SegmentRequest, image=image, vocabulary=controls.labels, task="panoptic")
+        label = _chosen(drawn, controls)
+        return [segment.model_copy(update={"label": label, "score": segment.predicted_iou}) for segment in answer.segments], answer.image
+    request = make_request(
+        SegmentRequest, image=image, vocabulary=controls.labels, task="panoptic", max_segments=min(SEGMENTS, service.limits.segments)
+    )
     found = await service.segment(request, None, request_id)
-    return await asyncio.to_thread(write, found.segments, found.image, controls)
+    return found.segments, found.image
 
 
 def read_config(text: str) -> Controls:
-    """The first brush of a labelling configuration and its image. Raises ServiceError."""
+    """The first brush of a labelling configuration and the image that it is for. Raises ServiceError."""
     if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
         raise ServiceError("invalid_request", "label_config: declarations are not read", allowed="elements only")
     try:
@@ -130,9 +136,11 @@ def read_config(text: str) -> Controls:
     except (ElementTree.ParseError, ValueError, RecursionError) as error:
         raise ServiceError("invalid_request", "label_config is not XML", seen=text[:40]) from error
     brush = root.find(".//BrushLabels")
-    image = None if brush is None else root.find(".//Image")
+    image = None if brush is None else next((item for item in root.iter("Image") if item.get("name") == brush.get("toName")), None)
     if brush is None or image is None:
-        raise ServiceError("invalid_request", "label_config has no brush of an image", allowed="<BrushLabels> with <Label>s, and an <Image>")
+        raise ServiceError(
+            "invalid_request", "label_config has no brush of an image", allowed="<BrushLabels> with <Label>s, and the <Image> of its toName"
+        )
     labels = tuple(dict.fromkeys(str(label.get("value", "")) for label in brush.iter("Label")))
     return Controls(
         from_name=brush.get("name", ""), to_name=brush.get("toName", ""), variable=image.get("value", "").removeprefix("$"), labels=labels
@@ -180,7 +188,7 @@ def write(segments: Sequence[Segment], image: ImageRef, controls: Controls) -> d
     scores = [segment.score for segment in shown if segment.score is not None]
     result = [
         {
-            "id": str(segment.id),
+            "id": uuid.uuid4().hex[:10],  # of all regions of a project, not of this answer
             "from_name": controls.from_name,
             "to_name": controls.to_name,
             "type": "brushlabels",

@@ -1,5 +1,7 @@
-"""What all adapters do first: a bounded body to a typed one, and what it asks for to a request of the contract."""
+"""What all adapters do: a bounded body to a typed one, what it asks for to a request of the contract, and an answer to JSON."""
 
+import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -12,6 +14,12 @@ from serve.api import request_id_of
 from serve.problems import ServiceError, headers_of, problem_of
 from serve.reading import check_json, json_bytes, read_body, refused
 from uniovseg.api import ImageRequest, Limits
+
+SEGMENTS = 100
+"""Segments of an answer, at most: these clients draw or edit each."""
+
+INSTANCE_SCORE = 0.3
+"""Least score of an instance where a client names none. Every mask is an instance of every word, most of them of hardly any score."""
 
 RequestT = TypeVar("RequestT", bound=ImageRequest)
 ForeignT = TypeVar("ForeignT", bound="Foreign")
@@ -43,6 +51,11 @@ def make_request(kind: type[RequestT], **values: Any) -> RequestT:
         return kind.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         raise refused(error, kind) from None
+
+
+async def json_of(write: Callable[[], Any]) -> Response:
+    """What `write` gives, as JSON. Both are made in a thread: masks may be large, and the event loop is everybody's."""
+    return Response(await asyncio.to_thread(lambda: json.dumps(write())), media_type="application/json")
 
 
 class ErrorRoute(APIRoute):

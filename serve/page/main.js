@@ -14,11 +14,12 @@ import { Status } from "./status.js";
 import { namingOf, titleOf } from "./vocabulary.js";
 
 const MODES = ["words", "prompts", "everything"];
+const INSTANCE_SCORE = 0.3; // every mask is an instance of every word, most of them of hardly any score
 const SAMPLES = [28, 33, 24];
 const TASK_NOTES = {
   panoptic: "Things one by one, and grounds such as grass as a whole.",
   semantic: "A class for every pixel.",
-  instance: "Things one by one; they may overlap.",
+  instance: `Things one by one, of a score of ${INSTANCE_SCORE} or more; they may overlap.`,
 };
 
 const get = (id) => document.getElementById(id);
@@ -159,7 +160,8 @@ function segment() {
     return;
   }
   const task = chosen("task");
-  run("Looking for the words…", async (signal) => finish("words", await ask("v1/segment", { ...words, task }, signal), words), segment);
+  const request = { ...words, task, ...(task === "instance" && { threshold: INSTANCE_SCORE }) };
+  run("Looking for the words…", async (signal) => finish("words", await ask("v1/segment", request, signal), words), segment);
 }
 
 function everything() {

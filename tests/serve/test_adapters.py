@@ -1,5 +1,6 @@
 """The adapters around a scripted backend: requests as their clients send them, masks decoded by others' rules."""
 
+import asyncio
 import base64
 import io
 import json
@@ -19,9 +20,13 @@ from serve.adapters import ROUTERS
 from serve.adapters.label_studio import encode_rle
 from serve.api import create_api
 from serve.calls import Call, Description, Outcome
+from serve.host import Host
 from serve.masks import Found, write_id_map, write_segments
 from serve.measures import Measures
+from serve.samples import _drawn
 from serve.service import Service
+from serve.settings import ModelSource
+from tests.serve.conftest import LIMITS, REPLICA, client_of
 from uniovseg.api import EverythingRequest, Limits, ModelInfo, PromptRequest, SegmentRequest, VocabularyRef
 
 HEIGHT, WIDTH = 24, 40
@@ -146,14 +151,14 @@ def test_hugging_face_takes_a_raw_image_and_answers_png_masks(http: TestClient, 
     for item, mask in zip(reply.json(), shapes(), strict=True):
         np.testing.assert_array_equal(read_png(item["mask"]), mask * 255)
     request = asked(backend)
-    assert request == SegmentRequest(vocabulary=("cat", "grass")) and backend.calls[-1].image == PICTURE
+    assert request == SegmentRequest(vocabulary=("cat", "grass"), max_segments=100) and backend.calls[-1].image == PICTURE
 
 
 def test_hugging_face_takes_json_with_parameters(http: TestClient, backend: Scripted) -> None:
     body = {"inputs": ENCODED, "parameters": {"threshold": 0.4, "overlap_mask_area_threshold": 0.5, "mask_threshold": 0.5, "subtask": "instance"}}
     reply = http.post("/hf?vocabulary_id=ade20k", json=body)
     assert reply.status_code == 200, reply.text
-    assert asked(backend) == SegmentRequest(vocabulary_id="ade20k", task="instance", threshold=0.4, min_visible=0.5)
+    assert asked(backend) == SegmentRequest(vocabulary_id="ade20k", task="instance", threshold=0.4, min_visible=0.5, max_segments=100)
     assert backend.calls[-1].image == PICTURE
     reply = http.post("/hf", json={"inputs": ENCODED, "parameters": {"vocabulary": ["cat", "dog"]}})
     assert asked(backend).vocabulary == ("cat", "dog")
@@ -259,7 +264,7 @@ def test_kserve_errors(http: TestClient, inputs: list[dict[str, Any]], status: i
 # -- Label Studio -----------------------------------------------------------------------------------------------------------------------------------
 
 CONFIG = """<View><!-- a comment -->
-  <Image name="photo" value="$picture" zoom="true"/>
+  <Image name="other" value="$elsewhere"/><Image name="photo" value="$picture" zoom="true"/>
   <BrushLabels name="brush" toName="photo"><Label value="cat" background="#f00"/><Label value="grass"/></BrushLabels>
   <KeyPointLabels name="click" toName="photo" smart="true"><Label value="cat"/></KeyPointLabels>
 </View>"""
@@ -294,6 +299,8 @@ def test_label_studio_segments_a_task_by_the_labels_of_its_brush(http: TestClien
     assert reply.json()["model_version"] == "abc"
     assert asked(backend).vocabulary == ("cat", "grass") and backend.calls[-1].image == PICTURE
     first, second = reply.json()["results"]
+    ids = [item.pop("id") for result in (first, second) for item in result["result"]]
+    assert len(set(ids)) == 4, "regions of all tasks live side by side"
     assert first == second and first["score"] == pytest.approx(0.7)
     assert len(first["result"]) == 2, "a brush without a pixel is none"
     for item, mask, word in zip(first["result"], shapes(), ["cat", "grass"], strict=False):
@@ -337,6 +344,7 @@ def test_label_studio_setup_and_health(http: TestClient) -> None:
         ({"tasks": [{"data": {}}]}, "image_missing"),
         ({"tasks": [TASK] * 9}, "limit_exceeded"),
         ({"label_config": "<View/>"}, "invalid_request"),
+        ({"label_config": CONFIG.replace('toName="photo"', 'toName="none"')}, "invalid_request"),
         ({"label_config": "<View>"}, "invalid_request"),
         ({"label_config": " " * 2**21 + CONFIG}, "too_large"),
         ({"label_config": '<!DOCTYPE a [<!ENTITY b "c">]><View>&b;</View>'}, "invalid_request"),
@@ -365,7 +373,7 @@ def test_label_studio_run_lengths(shape: tuple[int, int]) -> None:
 def test_cvat_gets_masks_within_their_boxes(http: TestClient, backend: Scripted) -> None:
     reply = http.post("/cvat", params={"vocabulary": "cat,grass"}, json={"image": ENCODED, "threshold": 0.3})
     assert reply.status_code == 200, reply.text
-    assert asked(backend) == SegmentRequest(vocabulary=("cat", "grass"), task="instance", threshold=0.3)
+    assert asked(backend) == SegmentRequest(vocabulary=("cat", "grass"), task="instance", threshold=0.3, max_segments=100)
     assert backend.calls[-1].image == PICTURE
     items = reply.json()
     assert [(item["type"], item["label"], item["confidence"]) for item in items] == [("mask", "cat", "0.9"), ("mask", "grass", "0.5")]
@@ -377,3 +385,29 @@ def test_cvat_gets_masks_within_their_boxes(http: TestClient, backend: Scripted)
     corners = np.reshape(items[0]["points"], (-1, 2))
     assert (corners.min(0).tolist(), corners.max(0).tolist()) == ([3, 2], [14, 11]), "the outer outline of the ring, not its hole or the loose pixel"
     assert http.post("/cvat", json={"image": ENCODED}).status_code == 422
+
+
+def test_cvat_gets_masks_as_long_as_there_is_room(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.adapters.cvat.MASK_PIXELS", 13 * 14)
+    reply = http.post("/cvat?vocabulary=cat,grass", json={"image": ENCODED})
+    assert [item["label"] for item in reply.json()] == ["cat"]
+
+
+def test_instances_are_not_every_mask_with_every_word() -> None:
+    """Of the packaged model, whose every mask has some score for every word."""
+    file, words = _drawn(28)
+    host = Host(REPLICA, LIMITS, 900.0)
+    try:
+        asyncio.run(host.load(ModelSource()))
+        with client_of(host, routers=ROUTERS) as client:
+            request = {"image": {"data": base64.b64encode(file).decode()}, "vocabulary": words.split(", "), "task": "instance"}
+            everything = client.post("/v1/segment", json=request).json()["segments"]
+            image = base64.b64encode(file).decode()
+            cvat = client.post(f"/cvat?vocabulary={words}", json={"image": image})
+            hugging = client.post(f"/hf?vocabulary={words}", json={"inputs": image, "parameters": {"subtask": "instance"}})
+    finally:
+        host.close()
+    assert len(everything) > 300
+    for items in (cvat.json(), hugging.json()):
+        masks = {str(item["mask"]) for item in items}
+        assert 20 < len(items) < 100 and len(items) - len(masks) < 5

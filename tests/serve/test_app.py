@@ -344,13 +344,16 @@ def test_time_is_bounded(client: TestClient, png: bytes) -> None:
 
 
 def test_keys(host: Host, png: bytes) -> None:
+    basic = f"Basic {base64.b64encode(b'anybody:two').decode()}"
     with client_of(host, keys=("one", "two", "drei-à")) as client:  # à ends in the byte of a space in Latin 1
         for headers in ({}, {"Authorization": "Bearer three"}, {"X-API-Key": ""}, {"Authorization": "Basic one"}, {"X-API-Key": "onetwo"}):
             answer = client.get("/v1/models", headers=headers)
             problem(answer, "unauthorized")
             assert answer.headers["www-authenticate"] == "Bearer"
-        for name, value in (("Authorization", "Bearer one"), ("X-API-Key", "two"), ("Authorization", "Bearer drei-à"), ("X-API-Key", "drei-à")):
-            assert client.get("/v1/models", headers={name.encode(): value.encode()}).status_code == 200
+        for authorization in ("Bearer one", "Bearer drei-à", basic):
+            assert client.get("/v1/models", headers={b"Authorization": authorization.encode()}).status_code == 200
+        for key in ("two", "drei-à"):
+            assert client.get("/v1/models", headers={b"X-API-Key": key.encode()}).status_code == 200
         problem(client.get("/v1/models", headers={b"X-API-Key": "vier-à".encode()}), "unauthorized")
         problem(post(client, "/v1/segment", SEGMENT, png), "unauthorized")
         assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/metrics", "/docs")] == [200] * 4

@@ -178,7 +178,7 @@ def test_words_give_named_segments_that_can_be_switched(page: Page, server: Serv
     status(page, f"{len(names)} segments")
     (request,) = server.truth.requests
     assert isinstance(request, SegmentRequest)
-    assert request.task == "instance"
+    assert (request.task, request.threshold) == ("instance", 0.3)
     assert page.locator("#legend .name").all_text_contents() == names
 
     page.locator("#names").uncheck()
