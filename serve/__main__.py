@@ -61,7 +61,7 @@ def check(config: LocalConfig) -> None:
     from serve.deployments import api_keys
     from uniovseg.runtime.registry import load_segmenter
 
-    api_keys(config.keys_file)
+    api_keys(config.keys_file, config.keys_required)
     load_segmenter(config.checkpoint, changes=config.changes)
 
 

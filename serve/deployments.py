@@ -178,7 +178,7 @@ class Ingress:
 
     def __init__(self, model: DeploymentHandle, images: DeploymentHandle, config: ServiceConfig) -> None:
         self.model, self.images, self.config = model, images, config
-        self.keys = api_keys(config.keys_file)
+        self.keys = api_keys(config.keys_file, config.keys_required)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from ray.serve import get_replica_context
@@ -189,6 +189,7 @@ class Ingress:
         from serve.service import Service
 
         log_to_stderr()
+        LOG.info("API keys", extra={"fields": {"keys": len(self.keys)}})
         measures = Measures(get_replica_context().replica_id.unique_id)
         page = Path(__file__).with_name("page")
         config = self.config
@@ -205,8 +206,12 @@ class Ingress:
         )
 
 
-def api_keys(file: str | None) -> tuple[str, ...]:
-    """The API keys of the environment and of a file, one a line. Raises ConfigError where the file cannot be read or has none."""
+def api_keys(file: str | None, required: bool = False) -> tuple[str, ...]:
+    """The API keys of the environment and of a file, one a line.
+
+    Raises:
+        ConfigError: the file cannot be read or has none; there are none although they are required.
+    """
     keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",")]
     if file is not None:
         try:
@@ -216,4 +221,11 @@ def api_keys(file: str | None) -> tuple[str, ...]:
         if not lines:
             raise ConfigError("the file of API keys is empty", seen=file, allowed="one key a line")
         keys += lines
-    return tuple(dict.fromkeys(key for key in keys if key))
+    found = tuple(dict.fromkeys(key for key in keys if key))
+    if required and not found:
+        raise ConfigError(
+            "there are no API keys",
+            seen=f"keys_file={file}, {KEYS_VARIABLE} names none",
+            fix="name a file that the ingress's machine has, or set the variable where Ray runs there",
+        )
+    return found

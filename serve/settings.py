@@ -51,6 +51,7 @@ class ServiceConfig(Config):
     keys_file: str | None = Field(
         None, description="file with API keys, one a line; keys of the environment variable UNIOVSEG_API_KEYS (commas) join them"
     )
+    keys_required: bool = Field(False, description="do not start without API keys")
     cors_origins: tuple[str, ...] = Field((), description="origins whose pages may call the service; none by default")
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
 from serve.calls import Call, Description, NeedsImage
-from serve.deployments import RESEND_PAUSE_S, RESENDS, RemoteImages, Replicas, Segmenter, api_keys
+from serve.deployments import RESEND_PAUSE_S, RESENDS, Ingress, RemoteImages, Replicas, Segmenter, api_keys
 from serve.measures import Measures
 from serve.problems import ServiceError
 from serve.settings import ModelSource, ServiceConfig
@@ -167,6 +167,8 @@ def test_keys_come_from_the_environment_and_a_file(tmp_path: Path, monkeypatch: 
     read: Callable[[str | None], tuple[str, ...]] = api_keys
     monkeypatch.delenv("UNIOVSEG_API_KEYS", raising=False)
     assert read(None) == ()
+    with pytest.raises(ConfigError, match="no API keys"):
+        Ingress(Handle(), Handle(), ServiceConfig(keys_required=True))
     file = tmp_path / "keys"
     with pytest.raises(ConfigError, match="cannot be read"):
         read(str(file))
