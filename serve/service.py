@@ -25,8 +25,11 @@ from uniovseg.api import (
     Word,
 )
 
-READY_SECONDS = 5.0
-"""How long a question about the model waits for a replica."""
+READY_SECONDS, BUSY_SECONDS = 5.0, 1.0
+"""How long a question about the model waits for a replica: the first, and one that was answered before."""
+
+DESCRIBED_SECONDS = 60.0
+"""For how long that answer stands in for one of replicas that are too busy to give it."""
 
 
 class Service:
@@ -41,6 +44,7 @@ class Service:
 
     def __init__(self, backend: Backend, store: ImageStore, limits: Limits, images_seconds: float) -> None:
         self.backend, self.store, self.limits, self.images_seconds = backend, store, limits, images_seconds
+        self._described: tuple[Description, float] | None = None
 
     async def segment(self, request: SegmentRequest, image: bytes | None, request_id: str) -> SegmentationResponse:
         """Segment an image (the file, or what the request says of it) by words. Raises ServiceError."""
@@ -80,14 +84,26 @@ class Service:
         return VocabulariesResponse(vocabularies=(await self.description()).vocabularies)
 
     async def description(self) -> Description:
-        """The model and the vocabularies. Raises ServiceError, ``not_ready`` where no replica answers soon."""
+        """The model and the vocabularies; where all replicas are busy, what they said a short while ago: they are there.
+
+        Raises:
+            ServiceError: ``not_ready`` or ``overloaded`` where none has answered lately; what the replica refused with.
+        """
+        last = self._described[0] if self._described and time.monotonic() - self._described[1] < DESCRIBED_SECONDS else None
         try:
-            async with asyncio.timeout(READY_SECONDS):
+            async with asyncio.timeout(BUSY_SECONDS if last else READY_SECONDS):
                 found = await self.backend.describe()
         except TimeoutError:
+            if last is not None:
+                return last
             raise ServiceError("not_ready", "no replica answers") from None
+        except ServiceError as error:
+            if last is not None and error.refusal.code == "overloaded":
+                return last
+            raise
         if isinstance(found, Refusal):
             raise ServiceError.of(found)
+        self._described = found, time.monotonic()
         return found
 
     async def _ask(self, request: NamingRequest, image: bytes | None, request_id: str) -> dict[str, Any]:
