@@ -171,7 +171,7 @@ def test_fields_list_every_leaf_once() -> None:
     assert by_key["bike.weight"].default == "8.5"
     assert by_key["bike.weight"].description == "kg"
     assert json.loads(by_key["bike.gears"].default) == [11, 28]
-    assert [field.default for field in fields(PromptableJobConfig) if field.key == "annotations"] == ["required"]
+    assert [field.default for field in fields(WordsJobConfig) if field.key == "output"] == ["required"]
 
 
 def test_flatten() -> None:
@@ -248,6 +248,21 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
     return {key: leaf for name, item in value.items() for key, leaf in leaves(item, f"{prefix}.{name}".strip(".")).items()}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.view.scale=[1.2,0.8]", "data.view: scale must be two numbers above 0, the smaller one first, not [1.2, 0.8]"),
+        ("data.view.scale=[-1,0]", "data.view: scale must be two numbers above 0, the smaller one first, not [-1.0, 0.0]"),
+        ("data.sample={min_area_ratio: 0.5, max_area_ratio: 0.1}", "data.sample: min_area_ratio (0.5) must not exceed max_area_ratio (0.1)"),
+        ("optim.milestones=[2,-1]", "optim: milestones must be fractions of the run, from 0 to 1, not [2.0, -1.0]"),
+    ],
+)
+def test_ranges_are_checked_before_anything_runs(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(TrainJobConfig, CONFIGS / "stage1_sa1b.yaml", [override])
+    assert str(raised.value).startswith(message)
 
 
 @pytest.fixture(scope="module")

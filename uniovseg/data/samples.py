@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from uniovseg.config import Config
@@ -22,6 +23,12 @@ class MaskSampleConfig(Config):
     min_area_ratio: float = Field(1e-4, ge=0, le=1, description="least visible area, as a fraction of the view")
     max_area_ratio: float = Field(0.8, gt=0, le=1, description="largest visible area, as a fraction of the view")
     max_masks: int = Field(40, ge=1, description="most masks of a sample; a random subset of more")
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.min_area_ratio > self.max_area_ratio:
+            raise ValueError(f"min_area_ratio ({self.min_area_ratio}) must not exceed max_area_ratio ({self.max_area_ratio})")
+        return self
 
 
 def sample_seed(seed: int, epoch: int, key: str) -> int:

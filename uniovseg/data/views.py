@@ -9,12 +9,12 @@ whole pixel of the resized image: it is then exactly a resize, a crop and a flip
 inference keeps one scale for both axes, its shorter side seldom ends on a whole pixel, and it is warped.
 """
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from uniovseg.config import Config
 from uniovseg.records import View
@@ -34,6 +34,12 @@ class ViewConfig(Config):
     hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     scale: tuple[float, float] = Field((0.8, 1.2), description="range of the longer side, fractions of the view (0.1, 2.0: large-scale jitter)")
     colour_jitter: bool = Field(True, description="SSD colour jitter: brightness, contrast, saturation, hue")
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be two numbers above 0, the smaller one first, not {list(self.scale)}")
+        return self
 
 
 def draw_view(config: ViewConfig, height: int, width: int, rng: np.random.Generator) -> View:

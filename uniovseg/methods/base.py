@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Generic, TypedDict, TypeVar
+from typing import ClassVar, Generic, Self, TypedDict, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from uniovseg.config import Config
@@ -28,6 +28,12 @@ class OptimConfig(Config):
     schedule: str = Field("multi_step", pattern="^(multi_step|cosine)$", description="multi_step: times gamma at each milestone; cosine: down to 0")
     milestones: tuple[float, ...] = Field((0.85, 0.95), description="multi_step: where the rate drops, fractions of the run")
     gamma: float = Field(0.1, gt=0, le=1, description="multi_step: factor of each drop")
+
+    @model_validator(mode="after")
+    def _fractions(self) -> Self:
+        if not all(0 <= milestone <= 1 for milestone in self.milestones):
+            raise ValueError(f"milestones must be fractions of the run, from 0 to 1, not {list(self.milestones)}")
+        return self
 
 
 class ParamGroup(TypedDict):
