@@ -181,6 +181,7 @@ def test_a_forgotten_image_is_uploaded_again_once(call: Any) -> None:
     [
         httpx2.ConnectError("refused"), httpx2.ReadError("reset"), httpx2.RemoteProtocolError("cut"), httpx2.ReadTimeout("slow"),
         problem(503, "overloaded"), problem(408, "timeout"), httpx2.Response(504), httpx2.Response(502), httpx2.Response(500, text="Internal Server Error"),
+        httpx2.Response(404, text="Path '/v1/prompt' not found."),
     ],
     ids=str,
 )  # fmt: skip
@@ -224,7 +225,7 @@ def test_answers_of_something_else(call: Any) -> None:
     with pytest.raises(UnknownAnswerError, match="Invalid JSON"):
         call(lambda _: httpx2.Response(200, content=b"<html>"), "models")
     with pytest.raises(ServiceProblemError, match=r"404 internal: no answer of the service's own.*seen: nothing here"):
-        call(lambda _: httpx2.Response(404, text="nothing here"), "models")
+        call(lambda _: httpx2.Response(404, text="nothing here"), "models", config=ClientConfig(deadline_s=0.05))
     newer = json.loads(MASKS.model_dump_json()) | {"colour": "blue"}
     newer["model"]["licence"] = "?"
     assert call(lambda _: httpx2.Response(200, json=newer), "prompt", b"file", POINT) == MASKS
@@ -247,12 +248,12 @@ class Clock:
 
 
 def talk_to(
-    replies: list[Any], config: ClientConfig, jitter: float = 1.0, taking: float = 0.0
+    replies: list[Any], config: ClientConfig, jitter: float = 1.0, taking: float = 0.0, request: PromptRequest = POINT
 ) -> tuple[list[float], list[float], UniOVSegError | None]:
     """The pauses of a conversation that gets these replies, each after `taking` seconds, the seconds each try may take, and the error at its end."""
     clock = Clock()
     talk = _Conversation(config, clock, lambda: jitter)
-    steps = talk.ask("/v1/prompt", b"file", POINT, MasksResponse)
+    steps = talk.ask("/v1/prompt", b"file", request, MasksResponse)
     pauses, allowed, waiting = [], [], iter(replies)
     step = next(steps)
     try:
@@ -302,6 +303,22 @@ def test_a_call_ends_by_its_deadline() -> None:
     assert "no answer within 10 s; seen: ConnectError refused" in str(error)
     _, _, error = talk_to([problem(503, "overloaded", **{"Retry-After": "11"})], config)
     assert isinstance(error, ServiceProblemError), "waiting would be in vain"
+
+
+def test_a_time_that_the_request_set_is_not_tried_again() -> None:
+    config = ClientConfig(deadline_s=100, first_pause_s=0)
+    pauses, _, error = talk_to([problem(408, "timeout")], config, request=POINT.model_copy(update={"timeout_s": 2.0}))
+    assert pauses == [] and isinstance(error, ServiceProblemError) and error.problem.code == "timeout"
+    assert talk_to([problem(408, "timeout"), DONE], config, request=POINT.model_copy(update={"timeout_s": 200.0}))[2] is None
+
+
+@both
+def test_an_address_that_cannot_be_used(call: Any) -> None:
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.UnsupportedProtocol("the URL is missing a protocol")
+
+    with pytest.raises(ServiceUnreachableError, match=r"cannot be used; seen: the URL.*allowed: http://"):
+        call(handler, "models")
 
 
 def test_a_try_after_a_pause_that_ended_late_has_some_time() -> None:

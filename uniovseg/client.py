@@ -7,7 +7,7 @@
 ...     client.prompt(photo, PromptRequest(points=((40, 60),)))
 
 Requests and answers are the models of `uniovseg.api`. Every request of the service may be repeated, so a call that could not be answered now (a connection
-that breaks, 408, 502, 503, 504, a 500 that the service did not write itself) is sent again after a growing, random pause, or the one that Retry-After asks
+that breaks, 408, 502, 503, 504, a 404 or 500 that the service did not write itself) is sent again after a growing, random pause, or the one that Retry-After asks
 for, until the call's deadline. An uploaded image that the service has forgotten is uploaded again.
 
 What is sent and when is decided in one place, `_Conversation`, which does no I/O; the two clients only carry it out.
@@ -53,6 +53,9 @@ from uniovseg.errors import DataError, UniOVSegError
 
 AGAIN = frozenset({408, 502, 503, 504})
 """HTTP statuses that may pass."""
+
+FOREIGN_AGAIN = frozenset({404, 500})
+"""Those that may pass where the answer is not the service's own: Ray Serve knows no address before an application is there and once it drains."""
 
 PROBLEM = "application/problem+json"
 
@@ -159,16 +162,21 @@ class _Conversation:
     def ask(self, path: str, image: bytes | UploadedImage, request: ImageRequest, kind: type[ModelT]) -> _Steps[ModelT]:
         """A request about an image and its answer."""
         try:
-            reply = yield from self._patiently("POST", path, lambda seconds: _body(image, request, seconds))
+            reply = yield from self._patiently("POST", path, lambda seconds: _body(image, request, seconds), request.timeout_s)
         except ServiceProblemError as error:
             if error.problem.code != "image_not_found" or not isinstance(image, UploadedImage):
                 raise
             again = yield from self.upload(image.file)
-            reply = yield from self._patiently("POST", path, lambda seconds: _body(again, request, seconds))
+            reply = yield from self._patiently("POST", path, lambda seconds: _body(again, request, seconds), request.timeout_s)
         return self._read(reply, kind)
 
-    def _patiently(self, method: str, path: str, content: Callable[[float], dict[str, Any]]) -> _Steps[httpx2.Response]:
-        """The first answer that is not one of those that may pass. Raises ServiceProblemError, ServiceUnreachableError."""
+    def _patiently(
+        self, method: str, path: str, content: Callable[[float], dict[str, Any]], own_timeout: float | None = None
+    ) -> _Steps[httpx2.Response]:
+        """The first answer that is not one of those that may pass. Raises ServiceProblemError, ServiceUnreachableError.
+
+        Where the request says itself how long it may take, a time that was over is what was asked for, and over the next time too.
+        """
         pause = self._config.first_pause_s
         while True:
             left = max(0.001, self._until - self._clock())  # a pause may end late, and the service takes no time of 0
@@ -176,8 +184,11 @@ class _Conversation:
             if isinstance(reply, httpx2.Response):
                 if reply.is_success:
                     return reply
-                if reply.status_code not in AGAIN and not (reply.status_code == 500 and not _is_problem(reply)):
+                asked_for = reply.status_code == 408 and own_timeout is not None and own_timeout <= left
+                if asked_for or not _may_pass(reply):
                     raise ServiceProblemError(self._problem(reply))
+            if isinstance(reply, httpx2.UnsupportedProtocol):
+                raise ServiceUnreachableError("the service's address cannot be used", seen=reply, allowed="http:// or https://")
             wait = max(_asked_pause(reply), self._jitter() * pause)
             if self._clock() + wait >= self._until:
                 raise self._given_up(reply)
@@ -221,8 +232,9 @@ def _body(image: bytes | UploadedImage, request: ImageRequest, seconds: float) -
     return {"files": {"image": ("image", image), "request": (None, told.model_dump_json(exclude_none=True), "application/json")}}
 
 
-def _is_problem(reply: httpx2.Response) -> bool:
-    return reply.headers.get("Content-Type", "").startswith(PROBLEM)
+def _may_pass(reply: httpx2.Response) -> bool:
+    own = reply.headers.get("Content-Type", "").startswith(PROBLEM)
+    return reply.status_code in AGAIN or (reply.status_code in FOREIGN_AGAIN and not own)
 
 
 def _asked_pause(reply: _Reply) -> float:
