@@ -7,8 +7,8 @@
 ...     client.prompt(photo, PromptRequest(points=((40, 60),)))
 
 Requests and answers are the models of `uniovseg.api`. Every request of the service may be repeated, so a call that could not be answered now (a connection
-that breaks, 408, 502, 503, 504, a 404 or 500 that the service did not write itself) is sent again after a growing, random pause, or the one that Retry-After asks
-for, until the call's deadline. An uploaded image that the service has forgotten is uploaded again.
+that breaks, 408, 502, 503, 504, a 404 or 500 that the service did not write itself) is sent again after a growing, random pause, or the one that
+Retry-After asks for, until the call's deadline. An uploaded image that the service has forgotten is uploaded again.
 
 What is sent and when is decided in one place, `_Conversation`, which does no I/O; the two clients only carry it out.
 """
