@@ -1,5 +1,6 @@
 """From tars to pairs, all on a real object store behind a network that fails: what is written must be what a good network gives, byte for byte."""
 
+import copy
 import io
 import tarfile
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from uniovseg.runtime.datasets import PlannedRows
 from uniovseg.runtime.ingest import IngestConfig, ingest
 from uniovseg.runtime.match import MatchConfig, match
 from uniovseg.runtime.refine import RefineConfig, refine_here
+from uniovseg.runtime.shards import PartRange, write_manifest, write_part
 from uniovseg.storage import Location
 
 pytestmark = pytest.mark.cluster
@@ -79,7 +81,7 @@ def objects(folder: Location) -> dict[str, bytes]:
 @pytest.mark.usefixtures("here", "store_bucket")
 @pytest.mark.parametrize(
     "weather",
-    [pytest.param(Weather(share=0.05), marks=pytest.mark.fault), pytest.param(Weather(share=0.3, delay=0.1), marks=pytest.mark.slow)],
+    [pytest.param(Weather(share=0.05, seed=1), marks=pytest.mark.fault), pytest.param(Weather(share=0.3, delay=0.1), marks=pytest.mark.slow)],
     ids=["five", "thirty"],
 )
 def test_what_comes_out_is_what_a_good_network_gives(
@@ -150,3 +152,20 @@ def test_a_filesystem_is_built_anew_by_each_task_and_keeps_its_retries(
     for _ in range(40):
         assert storage.read_bytes(item) == b"data"
     assert fault_proxy.counts()["503"] > 5
+
+
+@pytest.mark.usefixtures("store_bucket")
+def test_a_row_group_is_one_request(store_bucket: str, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of a file takes one more, for the footer."""
+    location = Location.of(store_bucket)
+    part = PartRange(name="a", source="a.tar", begin=0, end=9)
+    write_manifest(location, [write_part(part, list(enumerate(make_record(number) for number in range(9))), location, 3)])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", fault_proxy.endpoint)
+    fault_proxy.set(Weather())
+    shards, requests = ShardSet(location), []
+    for group in range(3):
+        before = fault_proxy.counts()["requests"]
+        assert shards.read_group(group).column("key").to_pylist() == [f"sa_{number}" for number in range(3 * group, 3 * group + 3)]
+        requests.append(fault_proxy.counts()["requests"] - before)
+    assert requests == [2, 1, 1]
+    assert shards._files and not copy.copy(shards)._files

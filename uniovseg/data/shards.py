@@ -7,9 +7,10 @@ so that the plan of samples can shuffle them and a rank reads little that it doe
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
@@ -110,7 +111,7 @@ def rejects_table(rejects: Sequence[Rejected]) -> pa.Table:
 
 
 MOST_FOOTERS = 64
-"""Files whose footers a `ShardSet` remembers, so that each of their row groups takes one request less."""
+"""Files whose footers a `ShardSet` remembers, so that each of their row groups is a single request."""
 
 
 class GroupRef(NamedTuple):
@@ -145,22 +146,25 @@ class ShardSet:
             key = ".".join(map(str, first["loc"]))
             raise DataError(f"the manifest cannot be understood: {key}: {first['msg']}", seen=self.location.uri) from error
         self.groups = tuple(GroupRef(shard, group, rows) for shard, info in enumerate(self.manifest.shards) for group, rows in enumerate(info.rows))
-        self._footers: dict[int, pq.FileMetaData] = {}
+        self._files: dict[int, pads.ParquetFileFragment] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}  # a pickled filesystem forgets how it retries
 
     def read_group(self, index: int) -> pa.Table:
         """The rows of row group `index` (into `groups`) as an Arrow table of `SCHEMA`."""
         ref = self.groups[index]
-        location = self.location / self.manifest.shards[ref.shard].name
+        info = self.manifest.shards[ref.shard]
+        location = self.location / info.name
 
         def read() -> pa.Table:
-            filesystem, path = location.filesystem()
-            with filesystem.open_input_file(path) as file:
-                parquet = pq.ParquetFile(file, metadata=self._footers.get(ref.shard), pre_buffer=True)
-                if ref.shard not in self._footers:
-                    if len(self._footers) >= MOST_FOOTERS:
-                        self._footers.clear()
-                    self._footers[ref.shard] = parquet.metadata
-                return parquet.read_row_group(ref.group)
+            if ref.shard not in self._files:
+                filesystem, path = location.filesystem()
+                if len(self._files) >= MOST_FOOTERS:
+                    self._files.clear()
+                # As its size is known, nobody asks the store for it.
+                self._files[ref.shard] = pads.ParquetFileFormat().make_fragment(path, filesystem, file_size=info.bytes)
+            return self._files[ref.shard].subset(row_group_ids=[ref.group]).to_table(use_threads=False)
 
         return storage.with_retries(read, f"reading {location.uri}")
 
