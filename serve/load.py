@@ -209,8 +209,11 @@ async def _kill_often(deployment: str, every: float, until: float, kills: list[i
             kills.append(alive[-1])
 
 
-async def _watch_memory(until: float) -> list[tuple[float, dict[int, tuple[str, int]]]]:
-    """Each second: the time since the start, and name and resident bytes of each process of the service."""
+_Sizes = dict[int, tuple[str, int, int]]
+
+
+async def _watch_memory(until: float) -> list[tuple[float, _Sizes]]:
+    """Each second: the time since the start, and name, resident and private bytes of each process of the service."""
     begin, samples = time.monotonic(), []
     while time.monotonic() < until:
         samples.append((time.monotonic() - begin, await asyncio.to_thread(_resident)))
@@ -236,29 +239,37 @@ def pids_of(deployment: str) -> list[int]:
     return [process.pid for name, process in _serving() if name.startswith(f"ray::ServeReplica:{APPLICATION}:{deployment}")]
 
 
-def _resident() -> dict[int, tuple[str, int]]:
+def _resident() -> _Sizes:
     sizes = {}
     for name, process in _serving():
         try:
-            sizes[process.pid] = (name.split()[0], process.memory_info().rss)
+            memory = process.memory_info()
+            sizes[process.pid] = (name.split()[0], memory.rss, memory.rss - memory.shared)
         except psutil.NoSuchProcess:
             continue
     return sizes
 
 
-def _memory(samples: Sequence[tuple[float, dict[int, tuple[str, int]]]], settle: float) -> dict[str, Any]:
-    """The slope in MiB a minute of each process that lived from `settle` to the end, and of all together; None where there was too little time."""
+def _memory(samples: Sequence[tuple[float, _Sizes]], settle: float) -> dict[str, Any]:
+    """The slope in MiB a minute of each process that lived from `settle` to the end, and of all together; None where there was too little time.
+
+    Of resident memory, and beside it of what is not shared: files and objects of Ray's store count as resident once they are touched.
+    """
     kept = [(at, sizes) for at, sizes in samples if at >= settle]
     if len(kept) < 10:
-        return {"slope": None, "processes": {}}
+        return {"slope": None, "private_slope": None, "processes": {}}
     lasting = set.intersection(*(set(sizes) for _, sizes in kept))
     minutes = np.array([at for at, _ in kept]) / 60
     processes = {}
     for pid in sorted(lasting):
-        mib = np.array([sizes[pid][1] for _, sizes in kept]) / 1024**2
+        mib, private = np.array([sizes[pid][1:] for _, sizes in kept]).T / 1024**2
         name = kept[0][1][pid][0].removeprefix(f"ray::ServeReplica:{APPLICATION}:").removeprefix("ray::")
-        processes[name] = {"MiB": float(mib[-1]), "slope": float(np.polyfit(minutes, mib, 1)[0])}
-    return {"slope": sum(item["slope"] for item in processes.values()), "processes": processes}
+        processes[f"{name} {pid}"] = {
+            "MiB": float(mib[-1]),
+            "slope": float(np.polyfit(minutes, mib, 1)[0]),
+            "private_slope": float(np.polyfit(minutes, private, 1)[0]),
+        }
+    return {kind: sum(item[kind] for item in processes.values()) for kind in ("slope", "private_slope")} | {"processes": processes}
 
 
 def _slope_target(memory: dict[str, Any]) -> dict[str, Any]:
@@ -287,4 +298,4 @@ def _print(report: dict[str, Any]) -> None:
         for name, target in row["targets"].items():
             console.print(f"{part}, {name}: {target['value']} (target: {target['target']}, {'met' if target['met'] else 'missed'})")
     for name, item in report["replica killed"]["memory"]["processes"].items():
-        console.print(f"memory of {name}: {item['MiB']:.0f} MiB, {item['slope']:+.2f} MiB a minute")
+        console.print(f"memory of {name}: {item['MiB']:.0f} MiB, {item['slope']:+.2f} MiB a minute ({item['private_slope']:+.2f} private)")

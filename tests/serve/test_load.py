@@ -18,13 +18,18 @@ def test_no_request_fails(tmp_path: Path) -> None:
 
 
 def test_the_slope_is_that_of_processes_that_last() -> None:
-    """One grows by 3 MiB a minute after a start that is not counted, one is steady, one ends early."""
+    """One grows by 3 MiB a minute after a start that is not counted, one of its name by 2 that are shared, one is steady, one ends early."""
     samples = []
     for second in range(120):
         grown = 500 if second < 30 else 100 + 3 * second / 60
-        sizes = {1: ("ray::ServeReplica:uniovseg:Segmenter", int(grown * 2**20)), 2: ("ray::ProxyActor", 50 * 2**20)}
-        samples.append((float(second), sizes | ({3: ("ray::ServeController", second * 2**20)} if second < 100 else {})))
+        sizes = {
+            1: ("ray::ServeReplica:uniovseg:Segmenter", int(grown * 2**20), int(grown * 2**20)),
+            2: ("ray::ProxyActor", 50 * 2**20, 40 * 2**20),
+            4: ("ray::ServeReplica:uniovseg:Segmenter", int((100 + 2 * second / 60) * 2**20), 100 * 2**20),
+        }
+        samples.append((float(second), sizes | ({3: ("ray::ServeController", second * 2**20, 0)} if second < 100 else {})))
     found = _memory(samples, 30)
-    assert found["slope"] == pytest.approx(3, abs=1e-3)
-    assert {name: np.round(item["slope"], 3) for name, item in found["processes"].items()} == {"Segmenter": 3, "ProxyActor": 0}
+    assert (found["slope"], found["private_slope"]) == pytest.approx((5, 3), abs=1e-3)
+    slopes = {name: np.round([item["slope"], item["private_slope"]], 3).tolist() for name, item in found["processes"].items()}
+    assert slopes == {"Segmenter 1": [3, 3], "ProxyActor 2": [0, 0], "Segmenter 4": [2, 0]}
     assert _memory(samples[:35], 30)["slope"] is None
