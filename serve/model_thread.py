@@ -1,4 +1,4 @@
-"""One thread that owns the model: work of its own goes first, work that can be done for several at once is done for all that wait.
+"""One thread that owns the model: work of its own and work that can be done for several at once, which is done for all that wait, take turns.
 
 Nothing waits for company: whenever the thread is free it takes what is there, so a lone request is not delayed and a busy service gets full batches. Work
 whose caller gave up, or whose time is over, is never begun.
@@ -44,7 +44,7 @@ class ModelThread:
         self._alone: deque[_Job] = deque()
         self._grouped: deque[_Job] = deque()
         self._changed = threading.Condition()
-        self._open = True
+        self._open, self._batch_next = True, False
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
@@ -86,14 +86,16 @@ class ModelThread:
             del jobs, ready  # no result is kept alive while the thread waits
 
     def _next(self) -> list[_Job]:
-        """What to do next: one job alone, or all of the first waiting group up to its most; nothing when closed."""
+        """What to do next: one job alone, or all of the first waiting group up to its most, in turn where both wait; nothing when closed."""
         with self._changed:
             while self._open and not self._alone and not self._grouped:
                 self._changed.wait()
             if not self._open:
                 return []
-            if self._alone:
+            if self._alone and not (self._grouped and self._batch_next):
+                self._batch_next = True
                 return [self._alone.popleft()]
+            self._batch_next = False
             group = self._grouped[0].group
             assert group is not None
             same = [job for job in self._grouped if job.group is group][: group.most]

@@ -1,6 +1,7 @@
-"""Work waits for nothing but the thread: lone work first, then all that is alike; what nobody waits for is never begun."""
+"""Work waits for nothing but the thread: lone work and all that is alike take turns; what nobody waits for is never begun."""
 
 import asyncio
+import functools
 import gc
 import threading
 import time
@@ -39,7 +40,7 @@ async def held(thread: ModelThread) -> tuple[Gate, "asyncio.Future[None]"]:
     return gate, busy
 
 
-def test_what_waits_is_done_together_and_lone_work_first(thread: ModelThread) -> None:
+def test_what_waits_is_done_together_in_turn_with_lone_work(thread: ModelThread) -> None:
     batches: list[list[int]] = []
 
     def double(items: Sequence[int]) -> list[int]:
@@ -50,14 +51,14 @@ def test_what_waits_is_done_together_and_lone_work_first(thread: ModelThread) ->
         group, other = Group(double, 3), Group(double, 3)
         gate, busy = await held(thread)
         calls = [thread.grouped(other if item == 2 else group, item, LATER) for item in range(6)]
-        waiting = asyncio.gather(*calls, thread.call(lambda: batches.append([-1]), LATER))
+        waiting = asyncio.gather(*calls, *(thread.call(functools.partial(batches.append, [-number]), LATER) for number in (1, 2)))
         await asyncio.sleep(0)
         gate.opened.set()
-        assert await waiting == [0, 2, 4, 6, 8, 10, None]
+        assert await waiting == [0, 2, 4, 6, 8, 10, None, None]
         await busy
 
     asyncio.run(main())
-    assert batches == [[-1], [0, 1, 3], [2], [4, 5]]
+    assert batches == [[0, 1, 3], [-1], [2], [-2], [4, 5]]  # what held the thread was lone work
 
 
 def test_a_bad_item_fails_alone(thread: ModelThread) -> None:
