@@ -110,6 +110,7 @@ def ray_batches(rows: PlannedRows, maker: SampleMaker[Any, BatchT], start: int, 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # the error of a sample that cannot be made, which else reaches the training as text only
     for begin in range(start, stop, STEPS_A_DATASET):
         end = min(begin + STEPS_A_DATASET, stop)
         source = PlanSource(rows, begin, end, min(steps_a_task, end - begin))
