@@ -12,16 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from uniovseg import storage
-from uniovseg.config import ConfigT, fields, load, to_yaml
+from uniovseg.config import CommandLine, ConfigT, key_help, load, to_yaml
 from uniovseg.errors import ConfigError, UniOVSegError
 from uniovseg.storage import Location, local_folder
-
-
-def key_help(config_type: type[Any]) -> str:
-    """Every key of a configuration with its type, default and description."""
-    return "keys (key=value):\n" + "\n".join(
-        f"  {field.key}  [{field.type}]  default: {field.default}\n      {field.description}" for field in fields(config_type)
-    )
 
 
 def config_file(name: str | None) -> str | None:
@@ -67,13 +60,13 @@ def run(config_type: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], a
     0: done. 1: the job failed for a reason that the message says. 2: the command line or the configuration is wrong.
     """
     module = sys.modules[main.__module__]
-    parser = argparse.ArgumentParser(description=module.__doc__, epilog=key_help(config_type), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=module.__doc__, epilog=key_help(config_type), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="YAML file, by its path or by its name in jobs/configs")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of single keys, for example optim.lr=3e-4")
-    arguments = parser.parse_intermixed_args(argv)
     signal.signal(signal.SIGTERM, _end)
     try:
+        arguments = parser.parse_intermixed_args(argv)
         config = load(config_type, config_file(arguments.config), arguments.overrides)
         if arguments.dry_run:
             sys.stdout.write(to_yaml(config))

@@ -4,13 +4,13 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import open_clip
 import pytest
 import torch
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from uniovseg.config import Config, fields, flatten, load, merge, parse_overrides, to_yaml, validate
 from uniovseg.data.makers import MaskSampleMaker
@@ -75,6 +75,16 @@ class Fleet(Config):
     """A whole of wholes."""
 
     bike: Bike = Field(..., description="the bike")
+    spares: tuple[Wheel, ...] = Field((), description="wheels to change")
+    size: Annotated[int, Field(ge=1)] = Field(..., description="how many bikes")
+    kept: Literal["indoors", "outdoors"] = Field("indoors", description="where they stand")
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="what is on them")
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.size > 100:
+            raise ValueError(f"size is {self.size}: more than there is room for")
+        return self
 
 
 def test_presets_and_what_lies_over_them() -> None:
@@ -135,9 +145,24 @@ def test_errors_are_one_readable_line(overrides: list[str], parts: list[str]) ->
         assert part in message
 
 
-def test_a_missing_key_is_named() -> None:
-    with pytest.raises(ConfigError, match="^bike is missing; it has no default$"):
-        load(Fleet)
+FLEET = {"bike": {}, "size": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 2}, "bike is missing; it has no default; allowed: {wheel, gears, weight, name} (the bike)"),
+        ({"bike": {}}, "size is missing; it has no default; allowed: int (how many bikes)"),
+        (FLEET | {"kept": "outdors"}, "kept: Input should be 'indoors' or 'outdoors' (did you mean 'outdoors'?); seen: 'outdors'"),
+        (FLEET | {"spares": [{}, {"spoke": 3}]}, "unknown key 'spares.1.spoke'; seen: 3; allowed here: rim, spokes (did you mean 'spokes'?)"),
+        (FLEET | {"size": 101}, "configuration: size is 101: more than there is room for; seen: {'bike': {}, 'size': 101}"),
+        (FLEET | {"size": 101, "labels": ["x" * 99]}, "configuration: size is 101: more than there is room for"),
+    ],
+)
+def test_what_is_missing_or_no_such_value_is_said_with_what_is_allowed(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        validate(Fleet, values)
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize(("text", "what"), [("- 1\n", "not a mapping"), ("a: [1\n", "not YAML"), (None, "cannot be read")])
@@ -166,8 +191,10 @@ def test_frozen() -> None:
 
 def test_fields_list_every_leaf_once() -> None:
     listed = list(fields(Fleet))
-    assert [field.key for field in listed] == ["bike.wheel.spokes", "bike.wheel.rim", "bike.gears", "bike.weight", "bike.name"]
+    of_the_bike = ["bike.wheel.spokes", "bike.wheel.rim", "bike.gears", "bike.weight", "bike.name"]
+    assert [field.key for field in listed] == [*of_the_bike, "spares", "size", "kept", "labels"]
     by_key = {field.key: field for field in listed}
+    assert [by_key[key].type for key in ("size", "kept", "labels")] == ["int", "Literal['indoors', 'outdoors']", "tuple[str, ...]"]
     assert by_key["bike.weight"].default == "8.5"
     assert by_key["bike.weight"].description == "kg"
     assert json.loads(by_key["bike.gears"].default) == [11, 28]
@@ -202,6 +229,11 @@ def test_a_key_of_another_method_is_not_offered() -> None:
     ) as caught:
         validate(TrainJobConfig, values)
     assert "max_boxes" not in str(caught.value).partition("did you mean")[0]
+    for method, said in (({"name": "mask_generatoin"}, "method.name: no such name; seen: 'mask_generatoin'"), ({}, "method.name is missing")):
+        with pytest.raises(ConfigError) as caught:
+            validate(TrainJobConfig, values | {"method": method})
+        assert str(caught.value).startswith(f"{said}; ") and "; allowed: mask_generation, mask_text_alignment" in str(caught.value)
+        assert ("did you mean 'mask_generation'?" in str(caught.value)) == ("name" in method)
     values["method"] = {"name": "mask_text_alignment", "adapter": {"rank": 0}}
     with pytest.raises(ConfigError, match=r"^method\.adapter\.rank: .*; seen: 0$"):
         validate(TrainJobConfig, values)
@@ -302,7 +334,7 @@ class Kept:
 
 SMALL_STEP = [
     "steps=1", "batch_size=1", "workers=1", "data.view.size=128", "method.size=128", "method.loss.num_points=64", "method.matching.grid=32",
-    "method.train_points_per_side=2", "method.max_boxes=2", "validation.shards=null", "output=unused", "data.train=unused", "device=cpu",
+    "method.train_points_per_side=2", "method.max_boxes=2", "validation.shards=null", "output=unused", "data.train=unused", "device=cpu", "keep_metric=null",
 ]  # fmt: skip
 
 

@@ -98,6 +98,8 @@ def test_prompts_with_words(scene: Path, tmp_path: Path) -> None:
         (["--point", "1000,2"], 1, "x from 0 to 128"),
         (["--box", "30,30,20,40"], 1, "x0 < x1"),
         (["--checkpoint", "nowhere"], 1, "checkpoint.json"),
+        (["--pont", "1,2"], 2, "unrecognized arguments: --pont"),
+        (["--task", "words"], 2, "invalid choice: 'words' (choose from"),
         (["--out", "s3://bucket/found"], 2, "seen: s3://bucket/found; allowed: a local path"),
     ],
 )

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
-from uniovseg.config import load, validate
+from uniovseg.config import CommandLine, load, validate
 from uniovseg.data.inspect import inspect_shards
 from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import ConfigError, UniOVSegError
@@ -125,9 +125,9 @@ def _numbers(text: str, count: int) -> list[float]:
     return values
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    root = argparse.ArgumentParser(prog="python -m uniovseg", description=__doc__)
+    root = CommandLine(prog="python -m uniovseg", description=__doc__)
     commands = root.add_subparsers(required=True)
     command = commands.add_parser("segment", help="segment an image")
     command.add_argument("image")
@@ -161,8 +161,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 2 for a wrong call, 1 for another failure, or when doctor finds something wrong."""
-    arguments = parser().parse_args(argv)
     try:
+        arguments = parser().parse_args(argv)
         code: int | None = arguments.run(arguments)
     except UniOVSegError as error:
         sys.stderr.write(f"error: {error}\n")

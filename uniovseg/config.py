@@ -6,15 +6,18 @@ read from YAML and changed by overrides such as ``optim.lr=3e-4``; a command lin
 what is dumped is always the complete tree, so that dumping and reading back gives an equal configuration.
 """
 
+import argparse
 import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from uniovseg.errors import ConfigError
 
@@ -135,36 +138,57 @@ def validate(config_type: type[ConfigT], values: dict[str, Any]) -> ConfigT:
         raise ConfigError(" | ".join(problems)) from None
 
 
+LONGEST_MAPPING = 100
+"""Characters of a mapping that an error repeats; a longer one, such as a whole configuration, hides what is wrong with it."""
+
+
 def _problem(config_type: type[Config], item: Any) -> str:
-    parts, owner = _walk(config_type, item["loc"])
-    key = ".".join(parts) or "configuration"
+    parts, owner, field = _walk(config_type, item["loc"])
+    key, seen = ".".join(parts) or "configuration", item["input"]
     if item["type"] == "extra_forbidden":
         names = sorted(owner.model_fields)
         near = nearest(parts[-1], names) or nearest(key, [field.key for field in fields(config_type)])
-        return f"unknown key {key!r}; seen: {item['input']!r}; allowed here: {', '.join(names)}{near}"
+        return f"unknown key {key!r}; seen: {seen!r}; allowed here: {', '.join(names)}{near}"
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found") and field is not None:
+        names = [kind.model_fields["name"].default for kind in config_types(field.annotation)]
+        if "name" not in seen:
+            return f"{key}.name is missing; it has no default; allowed: {', '.join(names)}"
+        return f"{key}.name: no such name; seen: {seen['name']!r}; allowed: {', '.join(names)}{nearest(str(seen['name']), names)}"
     if item["type"] == "missing":
-        return f"{key} is missing; it has no default"
-    return f"{key}: {item['msg'].removeprefix('Value error, ')}; seen: {item['input']!r}"
+        return f"{key} is missing; it has no default" + (f"; allowed: {_allowed(field)}" if field is not None else "")
+    near = nearest(str(seen), re.findall("'([^']+)'", item["ctx"]["expected"])) if item["type"] == "literal_error" else ""
+    shown = "" if isinstance(seen, dict) and len(repr(seen)) > LONGEST_MAPPING else f"; seen: {seen!r}"
+    return f"{key}: {item['msg'].removeprefix('Value error, ')}{near}{shown}"
 
 
-def _walk(config_type: type[Config], location: Sequence[int | str]) -> tuple[list[str], type[Config]]:
-    """Pydantic's location as the parts of a key, and the class that owns the last part.
+def _allowed(field: FieldInfo) -> str:
+    kinds = config_types(field.annotation)
+    what = " or ".join(f"{{{', '.join(kind.model_fields)}}}" for kind in kinds) if kinds else _type_name(field.annotation)
+    return f"{what} ({field.description})"
+
+
+def _walk(config_type: type[Config], location: Sequence[int | str]) -> tuple[list[str], type[Config], FieldInfo | None]:
+    """Pydantic's location as the parts of a key, the class that owns the last part, and the field that this is, if it is one.
 
     Where one of several classes stands, pydantic puts the name of the class it took, which is no part of a key.
     """
     parts: list[str] = []
-    owner = config_type
+    owner, field = config_type, None
     kinds: tuple[type[Config], ...] = (config_type,)
     for part in location:
+        if isinstance(part, int):
+            parts.append(str(part))
+            field = None
+            continue
         if len(kinds) > 1:
             kinds = tuple(kind for kind in kinds if kind.model_fields["name"].default == part)
             continue
         if kinds:
             (owner,) = kinds
-        parts.append(str(part))
-        field = owner.model_fields.get(str(part)) if kinds else None
-        kinds = config_types(field.annotation) if field else ()
-    return parts, owner
+        parts.append(part)
+        field = owner.model_fields.get(part) if kinds else None
+        kinds = (config_types(field.annotation) or config_types(next(iter(get_args(field.annotation)), None))) if field else ()
+    return parts, owner, field
 
 
 def config_types(annotation: Any) -> tuple[type[Config], ...]:
@@ -194,10 +218,35 @@ def fields(config_type: type[Config], prefix: str = "") -> Iterator[Field]:
                     leaves[leaf.key] = known.model_copy(update={"type": f"{known.type} | {leaf.type}"})
             yield from leaves.values()
             continue
-        annotation = info.annotation
-        kind = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation).replace("typing.", "")
         default = "required" if info.is_required() else json.dumps(_plain(info.get_default(call_default_factory=True)))
-        yield Field(key=key, type=kind, default=default, description=info.description or "")
+        yield Field(key=key, type=_type_name(info.annotation), default=default, description=info.description or "")
+
+
+def key_help(config_type: type[Config]) -> str:
+    """Every key of a configuration with its type, default and description, for a command's help."""
+    return "keys (key=value):\n" + "\n".join(
+        f"  {field.key}  [{field.type}]  default: {field.default}\n      {field.description}" for field in fields(config_type)
+    )
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A command line of which what is wrong is a ConfigError, one line as for a wrong key, instead of a usage text and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError; of an unknown option with the nearest of this command's own."""
+        unknown = re.search("unrecognized arguments: ([^ =]+)", message)
+        near = nearest(unknown[1], self._option_string_actions) if unknown else ""
+        raise ConfigError(message + near, fix=f"see {self.prog} --help")
+
+
+def _type_name(annotation: Any) -> str:
+    """The type as a person writes it, without what a value of it has to keep to."""
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return f"tuple[{', '.join('...' if part is ... else _type_name(part) for part in get_args(annotation))}]"
+    plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
+    return annotation.__name__ if plain else str(annotation).replace("typing.", "")
 
 
 def _plain(value: Any) -> Any:

@@ -85,11 +85,13 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         (["steps"], ["key.key=value", "steps"]),
         (["--config", "no_such.yaml"], ["no_such.yaml", "cannot be read"]),
         ([], ["output is missing"]),
+        (["--dryrun"], ["unrecognized arguments: --dryrun (did you mean '--dry-run'?)", " --help"]),
+        (["--config"], ["argument --config: expected one argument", " --help"]),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_and_exit_code_2(arguments: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     given = [] if not arguments else ["output=x"]
-    assert _cli.run(Outer, report, [*arguments, *given]) == 2
+    assert _cli.run(Outer, report, [*given, *arguments]) == 2
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1 and all(part in shown for part in expected)
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Generic, Self, TypedDict, TypeVar
+from typing import ClassVar, Generic, Literal, Self, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class OptimConfig(Config):
     clip_grad_norm: float = Field(1.0, gt=0, description="largest L2 norm of the whole gradient")
     warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up")
     warmup_factor: float = Field(1.0, gt=0, le=1, description="learning rate at step 0 as a fraction of the peak")
-    schedule: str = Field("multi_step", pattern="^(multi_step|cosine)$", description="multi_step: times gamma at each milestone; cosine: down to 0")
+    schedule: Literal["multi_step", "cosine"] = Field("multi_step", description="multi_step: times gamma at each milestone; cosine: down to 0")
     milestones: tuple[float, ...] = Field((0.85, 0.95), description="multi_step: where the rate drops, fractions of the run")
     gamma: float = Field(0.1, gt=0, le=1, description="multi_step: factor of each drop")
 
