@@ -3,6 +3,8 @@
 import copy
 import gzip
 import json
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import jsonschema
 import moto.ec2
 import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import drain_node
 
-from tests.cluster.files import load
+from tests.cluster.files import CLUSTER, load
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -139,3 +142,24 @@ def test_every_node_gets_the_token_and_shows_its_metrics(name: str) -> None:
         assert stop == "ray stop" and "--metrics-export-port=8080" in start and "ulimit -n 65536;" in start
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in config["head_start_ray_commands"][1]
     assert "--dashboard-host" not in config["head_start_ray_commands"][1]  # Ray's default: this machine alone, reached through ssh
+
+
+def test_a_spot_node_that_ec2_takes_away_is_drained(tmp_path: Path) -> None:
+    """The script as it is, with a metadata service that announces it at the second look."""
+    start = load("aws.yaml")["worker_start_ray_commands"][1]
+    assert "ray start" in start and start.rstrip().endswith("&") and "bash ~/uniovseg/cluster/drain_spot_node.sh" in start
+    commands = {
+        "sleep": "exit 0",
+        "wget": f'echo "$*" >> {tmp_path}/asked; [[ $* == *PUT* ]] && echo secret && exit; [[ $(grep -c instance-action {tmp_path}/asked) == 2 ]]',
+        "ray": f'printf "%s\\n" "$@" > {tmp_path}/told',
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", str(CLUSTER / "drain_spot_node.sh")], env=environment, check=True, timeout=60)
+    assert "X-aws-ec2-metadata-token: secret http://169.254.169.254/latest/meta-data/spot/instance-action" in (tmp_path / "asked").read_text()
+    command, *options = (tmp_path / "told").read_text().splitlines()
+    assert command == "drain-node"
+    given = drain_node.make_context(command, options).params
+    assert (given["reason"], given["deadline_remaining_seconds"]) == ("DRAIN_NODE_REASON_PREEMPTION", 110)

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from ray._private import ray_constants
 
 from tests.cluster.files import CLUSTER_SPEC, MANIFESTS, cluster_spec, groups, load
 
@@ -111,6 +112,16 @@ def test_the_cluster_is_of_this_ray_asks_for_the_token_and_keeps_its_head_free(n
         assert pod["securityContext"]["runAsNonRoot"] and pod["serviceAccountName"] == "uniovseg"
         assert {"name": "metrics", "containerPort": 8080} in pod["containers"][0]["ports"]
         assert [next(iter(source.values()))["name"] for source in pod["containers"][0]["envFrom"]] == ["uniovseg", "uniovseg"]
+
+
+@pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])
+def test_a_pod_that_goes_leaves_a_training_the_time_for_a_checkpoint(name: str) -> None:
+    """Ray drains a node whose pod is ended, by which the training knows; 10 seconds are left to end."""
+    for group in cluster_spec(load(name))["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        (draining,) = (item["value"] for item in pod["containers"][0]["env"] if item["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
+        assert 60 <= int(draining) <= pod["terminationGracePeriodSeconds"] - 10
+    assert hasattr(ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
 
 
 def test_the_job_runs_a_file_that_is_there_on_as_many_gpus_as_it_wants() -> None:
