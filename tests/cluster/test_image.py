@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from tests.cluster.files import CLUSTER, MANIFESTS, ROOT, groups, load
+from uniovseg.runtime import provenance
 
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
 STAGES = dict(re.findall(r"^FROM \S+ AS (\w+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL))
@@ -25,6 +26,21 @@ def test_the_rest_is_pinned_and_ray_is_the_same_everywhere() -> None:
     assert f"ray=={version}\n" in (ROOT / "constraints.txt").read_text()
     python = re.search(r"FROM python:(\d+\.\d+)-", DOCKERFILE)
     assert python and f">={python[1]}" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+
+
+def test_the_packages_are_there_when_they_are_installed() -> None:
+    before, _, _ = STAGES["platform"].partition("--editable")
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert all(f"COPY {name.rstrip('*')}/__init__.py {name.rstrip('*')}/\n" in before for name in found)
+
+
+def test_the_image_and_a_working_directory_say_which_code_they_are() -> None:
+    """By the variables that provenance reads; a working directory does not take over those of the image."""
+    assert "--build-arg UNIOVSEG_GIT_COMMIT=$(git rev-parse HEAD)" in DOCKERFILE
+    for name in (provenance.COMMIT, provenance.DIRTY):
+        assert re.search(rf'^ARG .*\b{name}=""', STAGES["platform"], re.MULTILINE)
+        assert re.search(rf"^ENV .*\b{name}=\${{{name}}}", STAGES["platform"], re.MULTILINE)
+        assert load("runtime_env.yaml")["env_vars"][name] == ""
 
 
 @pytest.mark.parametrize("stage", ["platform", "llm"])
