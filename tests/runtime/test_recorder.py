@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray.train
 
@@ -138,10 +139,39 @@ def test_metrics_are_written_now_and_then_and_with_each_checkpoint(reported: lis
     assert steps() == [1, 2, 3, 4]
     recorder.settle()
     again = RayRecorder(Run(None, None), Location.of(tmp_path), 2)
-    again.write_metrics()
+    again.write()
     assert steps() == [1, 2, 3, 4]  # nothing new
     again.log(3, {"loss": 2.0})
     assert steps() == [1, 2, 3]
+
+
+def test_a_store_that_is_away_delays_metrics_and_pictures_and_stops_nothing(
+    reported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, tries = 100.0, []
+    monkeypatch.setattr(recorder_module, "time", SimpleNamespace(monotonic=lambda: now))
+    recorder = RayRecorder(Run(None, None), Location.of(tmp_path), 0)
+
+    def away(file: Location, data: bytes) -> None:
+        tries.append(file.name)
+        raise StorageError("writing", seen="503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", away)
+        recorder.log(1, {"loss": 1.0})
+        recorder.log(2, {"loss": 2.0})
+        recorder.pictures(2, {"everything": np.zeros((4, 4, 3), np.uint8)})
+        assert tries == ["metrics.jsonl"]  # the training does not wait for it at every step
+        now += recorder_module.AWAY_SECONDS
+        recorder.log(3, {"loss": 3.0})
+        assert tries == ["metrics.jsonl", "everything_0000002.png"]
+    assert [record.getMessage() for record in caplog.records] == ["metrics and pictures are written later: writing; seen: 503"]
+    recorder.log(4, {"loss": 4.0})
+    assert list(tmp_path.iterdir()) == []
+    recorder.checkpoint(4, writer(4), {})
+    recorder.settle()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert (tmp_path / "pictures/everything_0000002.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_a_killed_worker_left_on_the_disk_goes_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

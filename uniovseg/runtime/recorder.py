@@ -31,6 +31,9 @@ from uniovseg.storage import Location
 
 logger = logging.getLogger(__name__)
 
+AWAY_SECONDS = 60.0
+"""How long a store that did not take metrics or pictures is left alone, so that the training goes on meanwhile."""
+
 METRICS_BYTES = 20_000
 """Bytes a second that metrics.jsonl, which is written whole as a store knows no other way, may take at most; a checkpoint's lines are there with it."""
 
@@ -104,7 +107,8 @@ class RayRecorder:
         self.lines: list[str] = []
         for left in Path(tempfile.gettempdir()).glob(f"{_prefix(output / 'step')}*"):  # no rank keeps a checkpoint before all ranks have begun
             shutil.rmtree(left, ignore_errors=True)
-        self.unwritten, self.next_write = False, 0.0
+        self.unwritten, self.next_write, self.away = False, 0.0, False
+        self.files: dict[str, bytes] = {}
         if storage.exists(output / "metrics.jsonl"):
             old = storage.read_bytes(output / "metrics.jsonl").decode().splitlines()
             self.lines = [line for line in old if json.loads(line)["step"] <= start]
@@ -116,21 +120,31 @@ class RayRecorder:
         self.lines.append(json.dumps({"step": step} | metrics))
         self.unwritten = True
         if time.monotonic() >= self.next_write:
-            self.write_metrics()
+            self.write()
         show_training(self.output.name, step, metrics)
         self.run.log(step, metrics)
 
-    def write_metrics(self) -> None:
-        """Write the lines of metrics.jsonl that are not there yet."""
-        if self.unwritten:
-            data = ("\n".join(self.lines) + "\n").encode()
-            storage.write_bytes(self.output / "metrics.jsonl", data)
-            self.unwritten, self.next_write = False, time.monotonic() + len(data) / METRICS_BYTES
+    def write(self) -> None:
+        """Write the pictures and the lines of metrics.jsonl that are not there yet. What the store does not take is written later."""
+        try:
+            for name in list(self.files):
+                storage.write_bytes(self.output / name, self.files[name])
+                del self.files[name]
+            if self.unwritten:
+                data = ("\n".join(self.lines) + "\n").encode()
+                storage.write_bytes(self.output / "metrics.jsonl", data)
+                self.unwritten, self.next_write = False, time.monotonic() + len(data) / METRICS_BYTES
+            self.away = False
+        except StorageError as error:
+            if not self.away:
+                logger.warning("metrics and pictures are written later: %s", error)
+            self.away, self.next_write = True, time.monotonic() + AWAY_SECONDS
 
     def pictures(self, step: int, pictures: dict[str, Picture]) -> None:
         """Write pictures beside the metrics and to MLflow."""
-        for name, picture in pictures.items():
-            storage.write_bytes(self.output / f"pictures/{name}_{step:07d}.png", encode_picture(picture))
+        self.files |= {f"pictures/{name}_{step:07d}.png": encode_picture(picture) for name, picture in pictures.items()}
+        if not self.away or time.monotonic() >= self.next_write:
+            self.write()
         self.run.log_pictures(step, pictures)
 
     def keep(self, name: str, data: bytes) -> str:
@@ -145,7 +159,7 @@ class RayRecorder:
     def checkpoint(self, step: int, write: Callable[[Path], None] | None, metrics: dict[str, float]) -> None:
         """Begin to keep a checkpoint, after the one before it is settled."""
         self.settle()
-        self.write_metrics()
+        self.write()
         self.upload = Upload(step, metrics, self.output / f"step_{step:07d}", write)
 
     def settle(self, *, wait: bool = True) -> None:
