@@ -11,7 +11,8 @@ import pytest
 from aiohttp import web
 
 from tests.runtime.http_server import serving
-from uniovseg.errors import EndpointError
+from uniovseg.config import validate
+from uniovseg.errors import ConfigError, EndpointError
 from uniovseg.runtime.endpoint import Answer, ChatRequest, Endpoint, EndpointConfig, Refusal
 from uniovseg.storage import Location
 
@@ -27,6 +28,13 @@ ANSWER = Answer("hello", 7, 3)
 
 def request(text: str = "hi", prompt_hash: str = "p") -> ChatRequest:
     return ChatRequest(prompt_hash, [{"role": "user", "content": text}], {"type": "object"})
+
+
+@pytest.mark.parametrize("url", ["https://me:hunter2@models.example/v1", "https://models.example/v1?api_key=hunter2"])
+def test_a_url_with_secrets_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match="an endpoint's url holds credentials or a query; .*key_variable") as caught:
+        validate(EndpointConfig, {"url": url})
+    assert "hunter2" not in str(caught.value)
 
 
 class Scripted:

@@ -105,6 +105,12 @@ def without_credentials(uri: str) -> str:
     return uri.replace(place, place.rpartition("@")[2], 1)
 
 
+def has_secrets(uri: str) -> bool:
+    """Whether a URI holds a user, a password, or a query, in which keys are given too."""
+    parts = urlsplit(uri)
+    return "@" in parts.netloc or bool(parts.query)
+
+
 def said(error: Exception) -> str:
     """What an error of MLflow says, in one line and without the credentials of URIs in it."""
     return re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))[:300]

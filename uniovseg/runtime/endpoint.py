@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import aiohttp
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from uniovseg import storage
 from uniovseg.config import Config
-from uniovseg.errors import EndpointError, MissingFileError
+from uniovseg.errors import ConfigError, EndpointError, MissingFileError
+from uniovseg.runtime.delivery import has_secrets
 from uniovseg.storage import Location
 from uniovseg.text.prompts import Message
 from uniovseg.text.replies import Schema
@@ -47,6 +48,14 @@ class EndpointConfig(Config):
     pause: float = Field(1.0, ge=0, description="seconds; the pause before try n + 1 is random, up to this times 2^n, at most 60")
     prompt_price: float = Field(0.0, ge=0, description="US dollars a million prompt tokens, for the cost in the manifest")
     completion_price: float = Field(0.0, ge=0, description="US dollars a million completion tokens")
+
+    @field_validator("url")
+    @classmethod
+    def _without_secrets(cls, url: str) -> str:
+        """The URL, which is shown in logs, manifests and MLflow. Raises ConfigError, which unlike pydantic's does not show it."""
+        if has_secrets(url):
+            raise ConfigError("an endpoint's url holds credentials or a query", fix="give the key in the variable that key_variable names")
+        return url
 
 
 @dataclass(frozen=True, slots=True)
