@@ -107,6 +107,13 @@ def test_a_local_path_is_for_one_node(config: TrainJobConfig, shapes_shards: Pat
     fails(lambda: doctor.check_shared(shared, [NODE, blind]), StorageError, "1 of 2 nodes", "b: access denied")
 
 
+def test_a_node_needs_the_file_of_weights_at_its_path(tmp_path: Path) -> None:
+    weights = tmp_path / "clip.safetensors"
+    assert doctor._look(NODE, None, str(weights)).unreadable == f"{weights} is not there"
+    weights.write_bytes(b"")
+    assert doctor._look(NODE, None, str(weights)).unreadable == ""
+
+
 @pytest.mark.parametrize("uri", ["sqlite:///runs/mlflow.db", "file:///runs/mlruns", "runs/mlruns", "/runs/mlruns"])
 def test_a_tracking_file_is_for_one_node(config: TrainJobConfig, uri: str) -> None:
     tracked = changed(config, tracking=TrackingConfig(uri=uri))
@@ -126,7 +133,10 @@ def test_disks_hold_the_checkpoints(config: TrainJobConfig, monkeypatch: pytest.
     size = model_size(config.method).checkpoint_bytes
     assert doctor.check_disk(config, [NODE])
     fails(lambda: doctor.check_disk(config, [NODE, replace(NODE, name="b", free_disk=4 * GIB)]), StorageError, "b", "96% in use", "TMPDIR")
-    fails(lambda: doctor.check_disk(config, [replace(NODE, disk=size, free_disk=size - 1)]), StorageError, "for a checkpoint")
+    fails(lambda: doctor.check_disk(config, [replace(NODE, disk=size, free_disk=size - 1)]), StorageError, "for 1 checkpoints")
+    remote, small = changed(config, output="s3://b/run", workers=20), replace(NODE, cpus=3, disk=4 * size, free_disk=4 * size)
+    assert doctor.check_disk(remote, [small])  # one on its way up, and one that each of three workers goes on from
+    fails(lambda: doctor.check_disk(remote, [replace(small, free_disk=4 * size - 1)]), StorageError, "for 4 checkpoints")
     usage = shutil.disk_usage("/")._replace(free=4 * size)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert doctor.check_disk(changed(config, keep_checkpoints=2), [NODE])
@@ -247,8 +257,8 @@ def test_the_command_shows_a_table_and_its_exit_code(config: TrainJobConfig, tmp
 
 @pytest.mark.cluster
 def test_a_process_on_the_node_looks_around(ray_cluster: None, config: TrainJobConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    (own,) = doctor.cluster_nodes(Location.of(config.output))
+    (own,) = doctor.cluster_nodes(config)
     assert own.cpus >= 5 and own.disk >= own.free_disk > 0 and own.object_store > 0
     monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")  # then a task looks, not this process
-    (seen,) = doctor.cluster_nodes(Location.of(config.output))
+    (seen,) = doctor.cluster_nodes(config)
     assert (seen.name, seen.cpus, seen.disk, seen.shared_memory) == (own.name, own.cpus, own.disk, own.shared_memory)

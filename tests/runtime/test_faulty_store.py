@@ -3,7 +3,7 @@
 import copy
 import io
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ SAMPLES, TEXTS = 60, 12
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts are done in this process, so that the proxy's draw falls on the work and not on Ray's start."""
 
-    def run_parts(parts: Sequence[Any], work: Callable[[Any], Any], title: str, total: int) -> dict[str, Any]:
+    def run_parts(parts: Sequence[Any], work: Callable[[Any], Any], title: str, total: int, uris: Mapping[str, str]) -> dict[str, Any]:
         return {part.range.name: work(part) for part in parts}
 
     monkeypatch.setattr(ingest_module, "run_parts", run_parts)

@@ -31,7 +31,7 @@ from uniovseg.errors import CheckpointError, ConfigError, MissingFileError, Stor
 from uniovseg.runtime import registry
 from uniovseg.runtime.datasets import CPUS_OF_A_FEED
 from uniovseg.runtime.model_size import model_size
-from uniovseg.runtime.session import local_object_store, ray_session
+from uniovseg.runtime.session import local_object_store, ray_session, refuse_local
 from uniovseg.storage import Location
 from uniovseg.training import refuse_other_run
 
@@ -60,7 +60,7 @@ class Node:
         object_store: bytes of Ray's object store.
         shared_memory: bytes of /dev/shm; None where there is none.
         disk, free_disk: bytes of the disk of temporary files, and how many are free.
-        unreadable: why this node cannot read what the driver wrote into the output; empty when it can.
+        unreadable: why this node cannot read what the driver wrote into the output, or the CLIP's weights; empty when it can.
     """
 
     name: str
@@ -113,7 +113,7 @@ def examine(config: "TrainJobConfig") -> list[Finding]:
         return findings + diagnose(cluster_checks(config, [this_machine(config)]))
     try:
         with ray_session(0):
-            return findings + diagnose(cluster_checks(config, cluster_nodes(Location.of(config.output))))
+            return findings + diagnose(cluster_checks(config, cluster_nodes(config)))
     except (UniOVSegError, ConnectionError, RuntimeError, AuthenticationError) as error:
         said = " ".join(str(error).split())[:300]
         fix = "is RAY_ADDRESS the head's, and RAY_AUTH_MODE=token with its token set?"
@@ -212,10 +212,15 @@ def check_output(config: "TrainJobConfig") -> str:
     return f"{output.uri}: written, read, deleted"
 
 
+def run_checkpoints(output: Location) -> list[Location]:
+    """The manifests of a run's checkpoints, oldest first."""
+    return [file for file in storage.list_files(output, checkpoint.MANIFEST, recursive=True) if "/step_" in file.uri.removeprefix(output.uri)]
+
+
 def check_same_run(config: "TrainJobConfig") -> str:
     """Checkpoints in the output are of a run with this configuration; where a resume is asked for, there are some."""
     output = Location.of(config.output)
-    manifests = [file for file in storage.list_files(output, checkpoint.MANIFEST, recursive=True) if "/step_" in file.uri.removeprefix(output.uri)]
+    manifests = run_checkpoints(output)
     if not manifests:
         if config.resume:
             raise CheckpointError(
@@ -333,17 +338,12 @@ def _several(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
 
 def check_shared(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
     """Every node sees the run's files: no local path where there are several nodes, and each can read the output."""
-    local = [f"{key}={uri}" for key, uri in _uris(config).items() if Location.of(uri).is_local]
-    if (several := _several(config, nodes)) and local:
-        raise ConfigError(
-            f"the cluster {several}, and a path of one machine is not seen by the others", seen=", ".join(local),
-            allowed="s3://... or another shared URI",
-        )  # fmt: skip
+    refuse_local(_several(config, nodes), _uris(config))
     blind = [node for node in nodes if node.unreadable]
     if blind:
         raise StorageError(
-            f"{len(blind)} of {len(nodes)} nodes cannot read the output", seen=f"{blind[0].name}: {blind[0].unreadable}",
-            fix="give every node the credentials, AWS_ENDPOINT_URL and AWS_REGION",
+            f"{len(blind)} of {len(nodes)} nodes cannot read what the run needs", seen=f"{blind[0].name}: {blind[0].unreadable}",
+            fix="give every node the credentials, AWS_ENDPOINT_URL and AWS_REGION, and the file of method.clip.weights at the same path",
         )  # fmt: skip
     return "one node" if len(nodes) == 1 else f"{len(nodes)} nodes read {config.output}"
 
@@ -379,16 +379,17 @@ def check_shared_memory(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
 
 
 def check_disk(config: "TrainJobConfig", nodes: Sequence[Node]) -> str:
-    """Checkpoints have room: one on each node, where it waits for its upload, and those that are kept where the output is a local folder."""
-    size = model_size(config.method).checkpoint_bytes
+    """Checkpoints have room: on each node one that waits for its upload, and from a store one for each worker to go on from; those kept in a local output."""
+    size, output = model_size(config.method).checkpoint_bytes, Location.of(config.output)
     for node in nodes:
-        used = 1 - node.free_disk / node.disk
-        if used > FULLEST or node.free_disk < size:
+        used, copies = 1 - node.free_disk / node.disk, 1 if output.is_local else 1 + min(config.workers, _workers_of(config, node))
+        if used > FULLEST or node.free_disk < copies * size:
             raise StorageError(
                 f"the disk of temporary files of {node.name} is too full", seen=f"{_size(node.free_disk)} free, {used:.0%} in use",
-                allowed=f"at least {_size(size)} for a checkpoint, and at most {FULLEST:.0%} in use, where Ray stops", fix="free it, or set TMPDIR",
+                allowed=f"at least {_size(copies * size)} for {copies} checkpoints, and at most {FULLEST:.0%} in use, where Ray stops",
+                fix="free it, or set TMPDIR",
             )  # fmt: skip
-    output, kept = Location.of(config.output), size * (config.keep_checkpoints + 2)
+    kept = size * (config.keep_checkpoints + 2)
     if output.is_local and (free := shutil.disk_usage(_place(output).uri).free) < kept:
         raise StorageError(
             "the output's disk has no room for the checkpoints", seen=f"{_size(free)} free", allowed=f"at least {_size(kept)}",
@@ -402,9 +403,9 @@ def _size(count: int) -> str:
     return f"{count / 1024**3:.1f} GiB" if count >= 1024**3 else f"{count / 1024**2:.1f} MiB"
 
 
-def _look(node: Node, probe: Location | None) -> Node:
+def _look(node: Node, probe: Location | None, weights: str | None = None) -> Node:
     """`node` with what only a process on it can see."""
-    unreadable = ""
+    unreadable = "" if weights is None or Path(weights).is_file() else f"{weights} is not there"
     if probe is not None:
         try:
             storage.read_bytes(probe)
@@ -427,12 +428,16 @@ def this_machine(config: "TrainJobConfig") -> Node:
     return _look(Node(socket.gethostname(), cpus, torch.cuda.device_count(), local_object_store(), None, 0, 0), None)
 
 
-def cluster_nodes(output: Location) -> list[Node]:
+def cluster_nodes(config: "TrainJobConfig") -> list[Node]:
     """The nodes of the cluster that this process is connected to, each looked at by a process on it.
+
+    A file of weights may be of the image that all nodes run, so it is looked for where it is needed.
 
     Raises:
         StorageError: a node does not answer in `ANSWER_SECONDS`.
     """
+    output, weights = Location.of(config.output), config.method.clip.weights
+    weights = weights if weights is not None and Path(weights).is_file() else None  # else it is a tag of open_clip's
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = {
         node["NodeID"]: Node(
@@ -449,7 +454,7 @@ def cluster_nodes(output: Location) -> list[Node]:
     try:
         look = ray.remote(num_cpus=0, max_retries=0)(_look)
         places = {identity: NodeAffinitySchedulingStrategy(identity, soft=False) for identity in nodes}
-        looks = [look.options(scheduling_strategy=places[identity]).remote(node, probe) for identity, node in nodes.items()]
+        looks = [look.options(scheduling_strategy=places[identity]).remote(node, probe, weights) for identity, node in nodes.items()]
         seen: list[Node] = ray.get(looks, timeout=ANSWER_SECONDS)
     except GetTimeoutError as error:
         raise StorageError(

@@ -130,7 +130,8 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     left = [part for part in parts if part.range.name not in commits]
     if left:
         with ray_session(config.cpus):
-            commits |= run_parts(left, partial(_ingest_part, config), "ingesting parts", len(parts))
+            uris = {"source": config.source, "output": config.output}
+            commits |= run_parts(left, partial(_ingest_part, config), "ingesting parts", len(parts), uris)
     manifest = write_manifest(output, [commits[part.range.name] for part in parts])
     return {
         "samples": manifest.samples, "masks": manifest.masks, "rejected": sum(manifest.rejects.values()), "rejects": manifest.rejects,

@@ -3,7 +3,7 @@
 Ray tries a task again whose worker dies. A run that is started again does the parts that are not committed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from ray.data.datasource import ReadTask
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from uniovseg.errors import ConfigError, StorageError, UniOVSegError
+from uniovseg.runtime.session import require_shared
 from uniovseg.runtime.shards import Commit, PartRange
 
 
@@ -63,13 +64,15 @@ def check_commits(commits: dict[str, Commit], parts: Sequence[Part], settings: s
             )  # fmt: skip
 
 
-def run_parts(parts: Sequence[PartT], work: Callable[[PartT], Commit], title: str, total: int) -> dict[str, Commit]:
+def run_parts(parts: Sequence[PartT], work: Callable[[PartT], Commit], title: str, total: int, uris: Mapping[str, str]) -> dict[str, Commit]:
     """Do parts on Ray, with a progress bar over all `total` parts; the commits by part name.
 
     Raises:
+        ConfigError: one of the `uris` that `work` reads and writes, by key, is a local path, and the cluster has several nodes.
         StorageError: something could not be read or written.
         UniOVSegError: what `work` raised.
     """
+    require_shared(uris)
     commits: dict[str, Commit] = {}
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
         bar = progress.add_task(title, total=total, completed=total - len(parts))

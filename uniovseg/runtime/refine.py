@@ -236,7 +236,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     def work(config: RefineConfig, left: Sequence[RefinePart]) -> dict[str, Commit]:
         with ray_session(config.cpus):
             actors: dict[str, Any] = {name: _start_actor(getattr(config, name), _cache_of(config)) for name in config.asked}
-            commits = run_parts(left, partial(_refine_part_by_actors, config, actors), "refining parts", len(left))
+            uris = {"source": config.source, "output": config.output}
+            commits = run_parts(left, partial(_refine_part_by_actors, config, actors), "refining parts", len(left), uris)
             ray.get([actor.close.remote() for actor in actors.values()])
             return commits
 

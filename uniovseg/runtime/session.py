@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from uniovseg.errors import ConfigError
+from uniovseg.storage import Location
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1024**3), "MALLOC_TRIM_THRESHOLD_": str(4 * 1024**3)}
 """Environment by which glibc keeps what a process frees for what it needs next. By itself it gives images and feature maps back to the kernel, which
@@ -74,3 +75,23 @@ def ray_session(cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_local(several: str, uris: Mapping[str, str]) -> None:
+    """Raise ConfigError for the local paths among `uris` (by key), as other machines do not see them; `several` says of the cluster why there are such.
+
+    Nothing is wrong where it is empty.
+    """
+    local = [f"{key}={uri}" for key, uri in uris.items() if Location.of(uri).is_local]
+    if several and local:
+        raise ConfigError(
+            f"the cluster {several}, and a path of one machine is not seen by the others", seen=", ".join(local),
+            allowed="s3://... or another shared URI",
+        )  # fmt: skip
+
+
+def require_shared(uris: Mapping[str, str]) -> None:
+    """`refuse_local` for the cluster that this process is connected to: each of several nodes would read and write its own disk."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    on_demand = not any(node["Resources"].get("CPU") for node in nodes)
+    refuse_local(f"has {len(nodes)} nodes" if len(nodes) > 1 else "adds nodes on demand" if on_demand else "", uris)

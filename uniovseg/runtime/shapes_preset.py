@@ -24,7 +24,7 @@ def train_on_shapes(config: TrainJobConfig) -> dict[str, Any]:
     with ray_session(doctor.slots(config)):
         doctor.require(doctor.first_checks(config))
         if not storage.exists(shards / MANIFEST):
-            doctor.check_shared(config, doctor.cluster_nodes(Location.of(config.output)))
+            doctor.check_shared(config, doctor.cluster_nodes(config))
             _make(config, shards)
         return fit(config)
 

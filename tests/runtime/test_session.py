@@ -1,0 +1,35 @@
+"""Paths of one machine on a cluster of several, without a cluster."""
+
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import ray
+
+from uniovseg.errors import ConfigError
+from uniovseg.runtime.parts import run_parts
+from uniovseg.runtime.session import require_shared
+
+LOCAL = {"source": "s3://bucket/tars", "output": "runs/x"}
+
+
+def nodes(*cpus: float) -> list[dict[str, Any]]:
+    """Ray's own description of living nodes with these CPUs, and of one that has gone."""
+    return [{"Alive": True, "Resources": {"CPU": count} if count else {}} for count in cpus] + [{"Alive": False, "Resources": {"CPU": 4.0}}]
+
+
+@pytest.mark.parametrize(("cluster", "said"), [((8.0, 8.0), "has 2 nodes"), ((0.0,), "adds nodes on demand"), ((0.0, 8.0), "has 2 nodes")])
+def test_parts_are_not_written_to_the_disks_of_several_nodes(monkeypatch: pytest.MonkeyPatch, cluster: tuple[float, ...], said: str) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(*cluster))
+    work = MagicMock()
+    with pytest.raises(
+        ConfigError, match=f"the cluster {said}, and a path of one machine is not seen by the others; seen: output=runs/x; allowed: s3"
+    ):
+        run_parts([MagicMock()], work, "ingesting parts", 1, LOCAL)
+    work.assert_not_called()
+    require_shared({"source": "s3://bucket/tars", "output": "s3://bucket/x"})
+
+
+def test_one_node_may_have_its_own_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(8.0))
+    require_shared(LOCAL)
