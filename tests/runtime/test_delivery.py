@@ -241,7 +241,7 @@ def test_a_server_that_is_killed_and_comes_back_gets_everything_once(tmp_path: P
     folder = tmp_path / "run"
     with mlflow_server(tmp_path, port) as uri:
         tracking = TrackingConfig(uri=uri, patience=300)
-        context = tracked_run(tracking, "run", Job(), folder=Location.of(folder), resume=True)
+        context = tracked_run(tracking, "run", Job(), folder=Location.of(folder), resume="always")
         run = context.__enter__()
         assert run.run_id is not None
         run.log(1, {"loss": 1.0})
@@ -264,5 +264,5 @@ def test_a_server_that_is_killed_and_comes_back_gets_everything_once(tmp_path: P
         assert history(uri, run.run_id, "other") == [(7, 7.0)]
         assert client.get_run(run.run_id).info.status == "FINISHED"
         assert Path(client.download_artifacts(run.run_id, "notes/a.txt")).read_text() == "while it was away"
-        with tracked_run(tracking, "run", Job(), folder=Location.of(folder), resume=True) as again:
+        with tracked_run(tracking, "run", Job(), folder=Location.of(folder), resume="always") as again:
             assert again.run_id == run.run_id and client.get_run(run.run_id).info.status == "RUNNING"

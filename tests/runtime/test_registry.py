@@ -171,7 +171,7 @@ def test_a_registry_that_is_away_does_not_fail_a_job_and_the_model_can_be_regist
         registry.register(run, Location.of(model), "tiny")
     with pytest.raises(StorageError, match="cannot be used"):
         registry.find("models:/tiny/1", away)
-    with tracked_run(tracking, "training", Job(), folder=folder, resume=True):
+    with tracked_run(tracking, "training", Job(), folder=folder, resume="always"):
         pass
     assert (tmp_path / IDENTITY).is_file()
     (tmp_path / "model").symlink_to(model)

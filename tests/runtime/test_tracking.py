@@ -4,6 +4,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pydantic import Field
 from uniovseg.config import Config
 from uniovseg.errors import ConfigError, TrainingStoppedError
 from uniovseg.runtime import provenance
+from uniovseg.runtime.system_metrics import SystemMetrics
 from uniovseg.runtime.tracked_job import tracked
 from uniovseg.runtime.tracking import Run, TrackingConfig, numbers, open_run, tracked_run
 from uniovseg.storage import Location
@@ -142,10 +144,19 @@ def test_a_run_inside_another_is_its_child(tracking: TrackingConfig) -> None:
     assert open_run().run_id is None
 
 
+def test_the_machine_of_rank_0_has_figures_of_its_own() -> None:
+    logged: list[tuple[int, dict[str, float]]] = []
+    with SystemMetrics(lambda step, figures: logged.append((step, figures)), time.time() - 100, "system/rank_0"):
+        pass
+    ((step, figures),) = logged
+    assert step >= 100 and 0 <= figures["system/rank_0/cpu_utilization_percentage"] <= 100
+    assert all(name.startswith("system/rank_0/") for name in figures)
+
+
 def test_a_job_submitted_again_is_one_run_and_another_folder_another(tracking: TrackingConfig, tmp_path: Path) -> None:
     ids = []
     for folder, steps in (("a", 1), ("a", 2), ("b", 2)):
-        with tracked_run(tracking, "job", Outer(steps=steps), folder=Location.of(tmp_path / folder), resume=True) as run:
+        with tracked_run(tracking, "job", Outer(steps=steps), folder=Location.of(tmp_path / folder), resume="always") as run:
             ids.append(run.run_id)
             run.log(steps, {"loss": 1.0})
     assert ids[0] == ids[1] != ids[2]
@@ -153,6 +164,24 @@ def test_a_job_submitted_again_is_one_run_and_another_folder_another(tracking: T
     found = client.get_run(ids[0])
     assert (found.info.status, found.data.params["steps"]) == ("FINISHED", "1")
     assert [item.step for item in client.get_metric_history(ids[0], "loss")] == [1, 2]
+
+
+def test_a_job_that_has_kept_nothing_yet_is_the_same_run_only_with_the_same_configuration(tracking: TrackingConfig, tmp_path: Path) -> None:
+    """A run keeps the parameters that it began with, so that another configuration would be shown as the first one's."""
+    runs = []
+    for steps in (1, 1, 2, 1):
+        with tracked_run(tracking, "job", Outer(steps=steps), folder=Location.of(tmp_path), resume="same") as run:
+            runs.append(run.run_id)
+    assert runs[0] == runs[1] and len(set(runs)) == 3
+    client = MlflowClient(tracking_uri=tracking.uri)
+    assert [client.get_run(run).data.params["steps"] for run in runs] == ["1", "1", "2", "1"]
+
+
+@pytest.mark.parametrize("uri", ["https://me:hunter2@mlflow.example", "https://mlflow.example?token=hunter2"])
+def test_a_tracking_uri_with_secrets_is_refused_and_not_shown(uri: str) -> None:
+    with pytest.raises(ConfigError, match="tracking.uri holds credentials or a query") as caught:
+        TrackingConfig(uri=uri).resolve()
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_report_s_numbers_without_tables_and_lists() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -26,7 +27,7 @@ from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.records import ImageEntities, ImageMasks
 from uniovseg.runtime import train as runtime_train
 from uniovseg.runtime.recorder import RayRecorder
-from uniovseg.runtime.shards import PartRange, write_manifest, write_records
+from uniovseg.runtime.shards import PartRange, write_manifest, write_part, write_records
 from uniovseg.runtime.tracking import Run, TrackingConfig
 from uniovseg.runtime.train import TrainJobConfig, fit, with_absolute_paths
 from uniovseg.storage import Location
@@ -268,6 +269,34 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_leaves_the_samples(r
     assert all(len(torch.load(path, weights_only=True)["batches"][0]["images"]) == 2 for path in kept)
 
 
+class Survived(ray.train.UserCallback):
+    """Writes down each failure after which the run went on."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        self.file.write_text(str(worker_exceptions))
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("feed", ["ray", "threads"])
+def test_a_sample_that_cannot_be_made_ends_the_run_at_once_and_is_named(
+    ray_cluster: None, job: TrainJobConfig, scenes: list[ImageMasks], folder: Path, feed: str
+) -> None:
+    spoilt = Location.of(folder / f"spoilt_{feed}")
+    records = [replace(scene, image=b"no jpeg") if index == 2 else scene for index, scene in enumerate(scenes[:4])]
+    part = PartRange(name="part_0", source="shapes", begin=0, end=4)
+    write_manifest(spoilt, [write_part(part, enumerate(records), spoilt, 2)])
+    data = job.data.model_copy(update={"train": spoilt.uri, "feed": feed, "threads": 1})
+    changes = {"output": str(folder / f"on_spoilt_{feed}"), "data": data, "steps": 1, "validation": ValidationConfig(), "tracking": TrackingConfig()}
+    survived = folder / f"survived_{feed}"
+    with pytest.raises(TrainingError, match=f"worker [01] failed: sample {scenes[2].key}: the image cannot be decoded.*verify=decode"):
+        fit(job.model_copy(update=changes), callbacks=[Survived(survived)])
+    assert not survived.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_that_matches_online_is_fed_by_ray(ray_cluster: None, job: TrainJobConfig, scenes: list[ImageMasks], folder: Path) -> None:
@@ -344,7 +373,7 @@ def test_a_later_attempt_drops_the_lines_after_its_checkpoint(tmp_path: Path) ->
     first = RayRecorder(Run(None, None), Location.of(tmp_path), 0)
     for step in (1, 2, 3, 4):
         first.log(step, {"loss": float(step)})
-    first.write_metrics()
+    first.write()
     second = RayRecorder(Run(None, None), Location.of(tmp_path), 2)
     second.log(3, {"loss": 30.0})
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]

@@ -1,4 +1,5 @@
-"""How busy the driver's machine is, beside a run's own metrics: CPU, memory, disk, network and GPUs, under the names that MLflow's pages show.
+"""How busy the driver's machine is, and that of a training's rank 0, beside a run's own metrics: CPU, memory, disk, network and GPUs, as MLflow's pages
+show them.
 
 MLflow's monitors take the figures. Its thread, which would send them, ends for good at the first request that fails; so they go through the run's delivery.
 """
@@ -22,10 +23,11 @@ class SystemMetrics:
     Args:
         log: takes a step (seconds since `started`) and the figures.
         started: when the run began, seconds since 1970.
+        prefix: of the figures' names; MLflow's page of system metrics shows those that begin with system/.
     """
 
-    def __init__(self, log: Callable[[int, dict[str, float]], None], started: float) -> None:
-        self.log, self.started = log, started
+    def __init__(self, log: Callable[[int, dict[str, float]], None], started: float, prefix: str = "system") -> None:
+        self.log, self.started, self.prefix = log, started, prefix
         self._done = threading.Event()
         self._monitors = _monitors()
         self._thread = threading.Thread(target=self._work, daemon=True, name="system-metrics")
@@ -47,7 +49,7 @@ class SystemMetrics:
         figures: dict[str, float] = {}
         for monitor in self._monitors:
             monitor.collect_metrics()
-            figures |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+            figures |= {f"{self.prefix}/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
         return figures
 

@@ -6,6 +6,7 @@ it together break it. MLflow is imported where it is used: that takes two second
 """
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -15,8 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,20 @@ from uniovseg.config import Config, flatten, to_yaml
 from uniovseg.errors import ConfigError, MissingFileError, StorageError, TrainingStoppedError
 from uniovseg.pictures import encode_picture
 from uniovseg.runtime import provenance
-from uniovseg.runtime.delivery import NOT_THERE, Artifact, Delivery, Ending, Entry, Metrics, Parameters, connect, keep, said, without_credentials
+from uniovseg.runtime.delivery import (
+    NOT_THERE,
+    Artifact,
+    Delivery,
+    Ending,
+    Entry,
+    Metrics,
+    Parameters,
+    connect,
+    has_secrets,
+    keep,
+    said,
+    without_credentials,
+)
 from uniovseg.runtime.system_metrics import SystemMetrics
 from uniovseg.storage import Location
 
@@ -46,7 +59,10 @@ MOST_NUMBERS, PER_CLASS = 50, "per_class"
 """A mapping of a report with more numbers than this, or of this name, is a table: it is in the report's file, not among the metrics."""
 
 IDENTITY = "mlflow.json"
-"""File of a run's folder that says which MLflow run it is."""
+"""File of a run's folder that says which MLflow run it is, and of which configuration (a SHA-256)."""
+
+Resume = Literal["never", "same", "always"]
+"""When a job goes on with the run that its folder had before: see `tracked_run`."""
 
 PARENT = "mlflow.parentRunId"
 """MLflow's own tag of a run that belongs to another."""
@@ -65,11 +81,11 @@ class TrackingConfig(Config):
         """The tracking URI in force, or None for no tracking. The path of an SQLite file becomes absolute: workers have another working directory.
 
         Raises:
-            ConfigError: `uri` holds credentials, which would end up among the parameters and in checkpoints.
+            ConfigError: `uri` holds credentials or a query, which would end up among the parameters and in checkpoints.
         """
-        if self.uri is not None and "@" in urlsplit(self.uri).netloc:
+        if self.uri is not None and has_secrets(self.uri):
             raise ConfigError(
-                "tracking.uri holds credentials",
+                "tracking.uri holds credentials or a query",
                 fix="give the whole URI as MLFLOW_TRACKING_URI, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
             )
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
@@ -86,10 +102,11 @@ class Run:
         run_id: id of the run; None: tracking is off.
         folder: the run's folder, where what did not arrive is kept; None: it is lost.
         patience: seconds to wait at the end.
+        started: when the run began, seconds since 1970.
     """
 
-    def __init__(self, uri: str | None, run_id: str | None, folder: Location | None = None, patience: float = 30.0) -> None:
-        self.uri, self.run_id, self.folder, self.patience = uri, run_id, folder, patience
+    def __init__(self, uri: str | None, run_id: str | None, folder: Location | None = None, patience: float = 30.0, started: float = 0.0) -> None:
+        self.uri, self.run_id, self.folder, self.patience, self.started = uri, run_id, folder, patience, started
         self._delivery: Delivery | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -203,7 +220,7 @@ def tracked_run(
     *,
     parent: str | None = None,
     folder: Location | None = None,
-    resume: bool = False,
+    resume: Resume = "never",
 ) -> Iterator[Run]:
     """Open a run with the configuration as parameters, give it to the body, and close it as FINISHED, FAILED, or, where it was stopped, KILLED.
 
@@ -214,7 +231,8 @@ def tracked_run(
         tags: further tags.
         parent: id of the run it belongs to; None: ``tracking.parent``, else the run that this process has open, if it has one.
         folder: the job's output, where what the server did not take is kept.
-        resume: go on with the run that `folder` had before, if there is one: a job that is submitted again is one run.
+        resume: whether to go on with the run that `folder` had before, if there is one, so that a job that is submitted again is one run. "same": if its
+            configuration was this one, as a run keeps the parameters that it began with.
 
     Raises:
         StorageError: the tracking server does not answer.
@@ -227,13 +245,15 @@ def tracked_run(
     outer = open_run()
     parent = parent or tracking.parent or (outer.run_id if outer.uri == uri else None)
     facts = provenance.environment() | (tags or {}) | ({PARENT: parent} if parent else {})
-    stored = _open(uri, tracking, name, facts, folder if resume else None)
-    run = Run(uri, stored.info.run_id, folder, tracking.patience)
+    stored = _open(
+        uri, tracking, name, facts, folder if resume != "never" else None, hashlib.sha256(to_yaml(config).encode()).hexdigest(), resume == "same"
+    )
+    run = Run(uri, stored.info.run_id, folder, tracking.patience, stored.info.start_time / 1000)
     run.log_parameters(flatten(config))
     run.log_bytes("config.yaml", to_yaml(config).encode())
     token, status = _OPEN.set(run), "FAILED"
     try:
-        with SystemMetrics(run.log, stored.info.start_time / 1000):
+        with SystemMetrics(run.log, run.started):
             yield run
         status = "FINISHED"
     except (TrainingStoppedError, KeyboardInterrupt, SystemExit):
@@ -278,8 +298,10 @@ def _log_datasets(run: Run, values: Mapping[str, Any]) -> None:
         logger.warning("the data sets of run %s are not logged: %s", run.run_id, said(error))
 
 
-def _open(uri: str, tracking: TrackingConfig, name: str, tags: dict[str, Any], folder: Location | None) -> "StoredRun":
-    """A new run, or the one that `folder` had before."""
+def _open(
+    uri: str, tracking: TrackingConfig, name: str, tags: dict[str, Any], folder: Location | None, configuration: str, same: bool
+) -> "StoredRun":
+    """A new run, or the one that `folder` had before; where it is to be the `same`, only if that had this configuration."""
     from mlflow.exceptions import MlflowException
 
     for attempt in range(STARTS):
@@ -287,13 +309,13 @@ def _open(uri: str, tracking: TrackingConfig, name: str, tags: dict[str, Any], f
             with _initialised(uri):
                 client = connect(uri)
                 experiment = _experiment_id(client, tracking.experiment, uri)
-            run = _earlier(client, experiment, folder) if folder else None
+            run = _earlier(client, experiment, folder, configuration if same else None) if folder else None
             if run is None:
                 run = client.create_run(experiment, run_name=name, tags=tags)
             else:
                 client.update_run(run.info.run_id, status="RUNNING")
             if folder:
-                storage.write_bytes(folder / IDENTITY, json.dumps({"run_id": run.info.run_id}).encode())
+                storage.write_bytes(folder / IDENTITY, json.dumps({"run_id": run.info.run_id, "configuration": configuration}).encode())
             return run
         except MlflowException as error:
             if attempt == STARTS - 1 or error.get_http_status_code() in (400, 401, 403):
@@ -337,12 +359,15 @@ def _experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
     return str(found.experiment_id)
 
 
-def _earlier(client: "MlflowClient", experiment: str, folder: Location) -> "StoredRun | None":
-    """The run that a folder had before, if the experiment still has it."""
+def _earlier(client: "MlflowClient", experiment: str, folder: Location, configuration: str | None) -> "StoredRun | None":
+    """The run that a folder had before, if the experiment still has it, and, unless None is given, if it was of this configuration."""
     from mlflow.exceptions import MlflowException
 
     try:
-        run = client.get_run(json.loads(storage.read_bytes(folder / IDENTITY))["run_id"])
+        found = json.loads(storage.read_bytes(folder / IDENTITY))
+        if configuration not in (None, found.get("configuration")):
+            return None
+        run = client.get_run(found["run_id"])
     except (MissingFileError, ValueError, KeyError):
         return None
     except MlflowException as error:

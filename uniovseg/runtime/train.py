@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -33,13 +34,14 @@ from uniovseg.errors import CheckpointError, DeviceMemoryError, StorageError, Tr
 from uniovseg.records import Batch
 from uniovseg.runtime import doctor
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
-from uniovseg.runtime.failures import explained
+from uniovseg.runtime.failures import FailureBudget, explained
 from uniovseg.runtime.ray_storage import ray_filesystem
 from uniovseg.runtime.recorder import RayRecorder
 from uniovseg.runtime.registry import register_finished, with_files
 from uniovseg.runtime.session import quiet_ray_data, ray_session
 from uniovseg.runtime.stopping import WorkerRequests, stopped_by_sigterm
-from uniovseg.runtime.tracking import Run, TrackingConfig, log_datasets, tracked_run
+from uniovseg.runtime.system_metrics import SystemMetrics
+from uniovseg.runtime.tracking import Resume, Run, TrackingConfig, log_datasets, tracked_run
 from uniovseg.storage import Location
 from uniovseg.training import TrainConfig, initial_method, local_batches, make_match, make_validation, sample_maker, train
 
@@ -60,7 +62,11 @@ class TrainJobConfig(TrainConfig):
     autoscaled: bool = Field(
         False, description="the cluster adds nodes on demand: too few places at the launch are no error, the run waits for start_minutes"
     )
-    max_failures: int = Field(3, ge=0, description="how often the workers are started again after a failure; lost spot nodes do not count")
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="how often the workers are started again after failures without a new checkpoint in between; lost spot nodes do not count",
+    )
     failed_checkpoints: int = Field(2, ge=0, description="how many checkpoints in a row may be lost to a failing store or a full disk")
     resume: bool = Field(
         False, description="refuse to begin anew: the output must hold a checkpoint to go on from. Without it a run goes on if it can"
@@ -126,7 +132,9 @@ def _train(settings: dict[str, Any], uri: str | None) -> None:
     begin = settings["start"] if newest is None else (output / Path(newest.path).name).uri
     match, validate_fn = make_match(config, method), make_validation(config) if rank == 0 else None
     tracked = Run(uri, settings["run_id"] if rank == 0 else None, output, config.tracking.patience)
-    with tracked as run, checkpoint.opened(begin) if begin else nullcontext() as folder:
+    elsewhere = tracked.run_id is not None and socket.gethostname() != settings["host"]  # else the driver says how busy this machine is
+    system = SystemMetrics(tracked.log, settings["started"], "system/rank_0") if elsewhere else nullcontext()
+    with tracked as run, system, checkpoint.opened(begin) if begin else nullcontext() as folder:
         begun = _resumed_step(folder, rank, world_size) if folder else 0
         recorder = RayRecorder(run, output, begun, config.failed_checkpoints, config.keep_metric)
         requests = WorkerRequests(output, recorder, rank)
@@ -140,9 +148,9 @@ def _train(settings: dict[str, Any], uri: str | None) -> None:
             raise
         finally:
             requests.over.set()
-            with suppress(StorageError):  # what ended the training is worse
-                recorder.write_metrics()
+            recorder.write()
         recorder.settle()
+        recorder.write()  # what the store did not take before
 
 
 def _resumed_step(folder: Path, rank: int, world_size: int) -> int:
@@ -156,8 +164,9 @@ def _resumed_step(folder: Path, rank: int, world_size: int) -> int:
 def with_absolute_paths(config: TrainJobConfig) -> TrainJobConfig:
     """`config` with the local paths made absolute: Ray's workers have another working directory."""
     data = config.data.model_copy(update={"train": Location.of(config.data.train).uri})
-    shards = config.validation.shards
-    validation = config.validation.model_copy(update={"shards": None if shards is None else Location.of(shards).uri})
+    shards, words = config.validation.shards, config.validation.words
+    sets = {"shards": None if shards is None else Location.of(shards).uri, "words": None if words is None else words.with_absolute_paths()}
+    validation = config.validation.model_copy(update=sets)
     method, weights = config.method, config.method.clip.weights
     if weights is not None and Path(weights).is_file():
         method = method.model_copy(update={"clip": method.clip.model_copy(update={"weights": Location.of(weights).uri})})
@@ -229,16 +238,19 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
     shards = ShardSet(config.data.train)
     filesystem, path = ray_filesystem(output)
     parent, _, name = path.rpartition("/")
-    tracked = tracked_run(config.tracking, name, config, {"job": "train", "init": str(named.init)}, folder=output, resume=True)
+    resume: Resume = "always" if doctor.run_checkpoints(output) else "same"  # what has a checkpoint is the same run, as the doctor has seen
+    tracked = tracked_run(config.tracking, name, config, {"job": "train", "init": str(named.init)}, folder=output, resume=resume)
     with tracked as run, ray_session(doctor.slots(config)):
         log_datasets(run, config)
-        doctor.require(doctor.cluster_checks(config, doctor.cluster_nodes(output)))
+        doctor.require(doctor.cluster_checks(config, doctor.cluster_nodes(config)))
         trainer = TorchTrainer(
             partial(train_worker, uri=run.uri),
             train_loop_config={
                 "config": config.model_dump_json(),
                 "rows_per_group": [group.rows for group in shards.groups],
                 "run_id": run.run_id,
+                "started": run.started,
+                "host": socket.gethostname(),
                 "start": start,
             },
             torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
@@ -252,10 +264,10 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
                 name=name,
                 storage_path=parent,
                 storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=start_tries(config) - 1),
+                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=start_tries(config) - 1),
                 checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints, checkpoint_score_attribute=config.keep_metric),
                 logging_config=LoggingConfig(log_level="WARNING"),
-                callbacks=list(callbacks),
+                callbacks=[FailureBudget(config.max_failures, config.describe_workers), *callbacks],
             ),
         )
         try:

@@ -37,7 +37,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
     output, task = Location.of(config.output), task_of(config)
     task.check(config)
     begin(config, task.job)
-    tracked = tracked_run(config.tracking, output.name, config, {"job": "tune"}, folder=output, resume=True)
+    tracked = tracked_run(config.tracking, output.name, config, {"job": "tune"}, folder=output, resume="always")
     with ray_session(task.slots), tracked as run:
         trainable = task.trainable(run)
         prepared = time.perf_counter() - started
