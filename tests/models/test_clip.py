@@ -80,6 +80,15 @@ def test_text_is_open_clips(clip: Clip) -> None:
     assert not torch.allclose(found, own)  # ours are not normalised
 
 
+def test_words_are_not_remembered_for_ever(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = clip.encode_text(TEXTS)
+    monkeypatch.setattr("uniovseg.models.clip.WORDS_KEPT", 3)
+    for text in (LONG, "water"):
+        clip.encode_text([text])
+    assert clip.tokenizer.cache.keys() == {"<start_of_text>", "<end_of_text>", "water"}
+    torch.testing.assert_close(clip.encode_text(TEXTS), expected, rtol=0, atol=0)
+
+
 def test_features_at_four_strides(clip: Clip, images: torch.Tensor) -> None:
     with torch.no_grad():
         maps = clip.features(images)

@@ -38,6 +38,9 @@ SHAPES_WEIGHTS = "weights/shapes_clip.safetensors"
 CONTEXT_STEP = 16
 """Tokens: so that most texts are computed alike, to the last bit, whichever come with them."""
 
+WORDS_KEPT = 100_000
+"""Words whose tokens open_clip's tokenizer remembers; by itself it would forget none."""
+
 CHECKPOINT = "checkpoint"
 """As `ClipConfig.weights`: random for now, a checkpoint that holds the CLIP's weights follows."""
 
@@ -189,6 +192,8 @@ class Clip(nn.Module):
         work for the same embeddings: each token sees only those before it, and a text is read at its end.
         """
         model = self.model
+        if len(self.tokenizer.cache) > WORDS_KEPT:
+            self.tokenizer.cache = {token: token for token in map(self.tokenizer.decoder.__getitem__, self.tokenizer.all_special_ids)}
         tokens = self.tokenizer(texts).to(model.text_projection.device)
         ends = tokens.argmax(1)  # the end of a text is the largest token
         length = min(-(-(int(ends.max()) + 1) // CONTEXT_STEP) * CONTEXT_STEP, tokens.shape[1])
