@@ -20,6 +20,7 @@ from serve.measures import Measures
 from serve.page_files import PageFiles
 from serve.problems import KINDS, ServiceError, headers_of, problem_of
 from serve.reading import RAW, read_request
+from serve.samples import WORDS_HEADER
 from serve.service import Service
 from uniovseg.api import (
     REQUEST_HEADER,
@@ -191,11 +192,12 @@ def create_api(
     api.add_exception_handler(HTTPException, _refused_by_framework)
     api.add_exception_handler(RequestValidationError, _refused_by_framework)
     api.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
-    if cors_origins:
-        api.add_middleware(
-            CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=[REQUEST_ID_HEADER]
-        )
     api.add_middleware(Front, measures=measures, most=uploads, most_bytes=upload_bytes, echo=echo_request_id)
+    if cors_origins:  # around `Front` too, so that a page can read what it refuses
+        exposed = [REQUEST_ID_HEADER, "Retry-After", WORDS_HEADER]
+        api.add_middleware(
+            CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=exposed
+        )
     describe = api.openapi
     api.openapi = lambda: _with_requests(describe())  # type: ignore[method-assign]
     return api

@@ -50,7 +50,7 @@ def log_to_stderr() -> None:
 
 
 class Front:
-    """ASGI middleware, the outermost.
+    """ASGI middleware around the whole application.
 
     Args:
         app: what answers.

@@ -366,6 +366,10 @@ def test_other_origins_are_let_in_by_name_only(host: Host) -> None:
     with client_of(host, cors_origins=("https://example.org",)) as client:
         assert client.get("/healthz", headers=origin).headers["access-control-allow-origin"] == "https://example.org"
         assert "access-control-allow-origin" not in client.get("/healthz", headers={"Origin": "https://other.org"}).headers
+    with client_of(host, cors_origins=("https://example.org",), uploads=0) as client:
+        busy = client.get("/v1/models", headers=origin)
+        assert busy.status_code == 503 and busy.headers["access-control-allow-origin"] == "https://example.org"
+        assert {"X-Request-ID", "Retry-After"} <= set(busy.headers["access-control-expose-headers"].split(", "))
 
 
 def test_too_many_requests(host: Host, png: bytes) -> None:
