@@ -1,9 +1,9 @@
 """Images are decoded in a process of their own, so that a hostile file can end no process that matters.
 
 The child is kept warm and takes one image at a time through its pipes. It holds no secrets, no model and no open file; the kernel bounds its memory
-(RLIMIT_AS), ends it when an image takes too long (an alarm without a handler, which works inside C code too) and lets it write no file. When it dies, that
-image is refused and the next gets a new child. What comes back is checked against the size that the header named, so a decoder that was talked into more
-pixels than were allowed is refused as well.
+(RLIMIT_AS), ends it when an image takes too long (an alarm without a handler, which works inside C code too), lets it open and write no file and start no
+process. When it dies, that image is refused and the next gets a new child. What comes back is checked against the size that the header named, so a decoder
+that was talked into more pixels than were allowed is refused as well.
 """
 
 import os
@@ -124,8 +124,9 @@ def main(pixels: int) -> None:
     """The child: read images from standard input until it ends."""
     cv2.setNumThreads(1)
     own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    for limit, value in ((resource.RLIMIT_AS, own + SPARE_BYTES + BYTES_A_PIXEL * pixels), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(limit, (value, value))
+    resource.setrlimit(resource.RLIMIT_AS, (own + SPARE_BYTES + BYTES_A_PIXEL * pixels,) * 2)
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):
+        resource.setrlimit(limit, (0, 0))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while len(header := source.read(REQUEST.size)) == REQUEST.size:
         length, seconds = REQUEST.unpack(header)
