@@ -80,8 +80,8 @@ class Engine:
         self.segmenter, self.reference, self.limits = segmenter, reference, limits
 
     @classmethod
-    def load(cls, source: ModelSource, device: str, limits: Limits) -> "Engine":
-        """Load a model and run it once, so that the first request finds it warm.
+    def load(cls, source: ModelSource, device: str, limits: Limits, batch: int = 1) -> "Engine":
+        """Load a model and run it once, on so many images too as come together at most: the first request finds it warm, and its memory taken.
 
         Raises:
             CheckpointError, ConfigError, StorageError: as `Segmenter.load`.
@@ -92,8 +92,9 @@ class Engine:
         place = source.checkpoint.rstrip("/")
         name = place if place.startswith(checkpoint.REGISTERED) else place.rpartition("/")[2]
         engine = cls(segmenter, ModelRef(name=source.name, version=version, checkpoint=name), limits)
-        grey = engine.embed([np.full((64, 64, 3), 128, np.uint8)])[0]
-        engine.answer(grey, PromptRequest(points=((32.0, 32.0),), vocabulary=("thing",)))
+        grey = np.full((64, 64, 3), 128, np.uint8)
+        engine.embed([grey] * batch)
+        engine.answer(engine.embed([grey])[0], PromptRequest(points=((32.0, 32.0),), vocabulary=("thing",)))
         return engine
 
     @property

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import functools
+import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ class Host:
         Raises:
             UniOVSegError: it cannot be loaded; the one before stays.
         """
-        engine = await asyncio.to_thread(Engine.load, source, self.config.device, self.limits)
+        engine = await asyncio.to_thread(Engine.load, source, self.config.device, self.limits, self.config.max_batch)
         self._model = _Model(
             engine, Group(functools.partial(_embed, engine), self.config.max_batch), Kept(self.config.embeddings_bytes, self.keep_seconds)
         )
@@ -165,7 +166,8 @@ class Host:
 
 
 def _give_back() -> None:
-    """Give the system what the C library holds of freed memory: after a swap the old model's, without which each swap makes the process larger."""
+    """Give the system what is not used: after a swap the old model's, without which each swap makes the process larger, and what loading left."""
+    gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others give back by themselves
         if trim is not None:
