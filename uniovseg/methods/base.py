@@ -87,12 +87,15 @@ class TrainableMethod(Method, Generic[BatchT]):
         """Loss and metrics of one (micro-)batch that is on the method's device."""
 
     def param_groups(self, optim: OptimConfig) -> list[ParamGroup]:
-        """Trainable parameters by weight decay: matrices decay; norms, biases and embeddings (one row a thing) do not."""
+        """Trainable parameters by weight decay: matrices decay; norms, biases and embeddings do not.
+
+        An embedding is what an ``nn.Embedding`` holds, and a parameter that is no layer's weight, such as a learned token.
+        """
         embeddings = {id(p) for module in self.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-        trainable = [p for p in self.parameters() if p.requires_grad]
-        decayed = [p for p in trainable if p.ndim > 1 and id(p) not in embeddings and p.shape[0] != 1]
-        chosen = {id(p) for p in decayed}
-        others = [p for p in trainable if id(p) not in chosen]
+        trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        matrices = {name for name, p in trainable.items() if p.ndim > 1 and name.endswith("weight") and id(p) not in embeddings}
+        decayed = [p for name, p in trainable.items() if name in matrices]
+        others = [p for name, p in trainable.items() if name not in matrices]
         groups = [ParamGroup(params=decayed, lr=optim.lr, weight_decay=optim.weight_decay), ParamGroup(params=others, lr=optim.lr, weight_decay=0.0)]
         return [group for group in groups if group["params"]]
 
