@@ -288,6 +288,7 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
         ("data.view.scale=[1.2,0.8]", "data.view: scale must be two numbers above 0, the smaller one first, not [1.2, 0.8]"),
         ("data.view.scale=[-1,0]", "data.view: scale must be two numbers above 0, the smaller one first, not [-1.0, 0.0]"),
         ("data.sample={min_area_ratio: 0.5, max_area_ratio: 0.1}", "data.sample: min_area_ratio (0.5) must not exceed max_area_ratio (0.1)"),
+        ("method.generator.num_masks=7", "method.generator.num_masks: Input should be less than or equal to 6; seen: 7"),
         ("optim.milestones=[2,-1]", "optim: milestones must be fractions of the run, from 0 to 1, not [2.0, -1.0]"),
     ],
 )

@@ -18,7 +18,7 @@ class MaskGeneratorConfig(Config):
     """Sizes of the mask generator. The defaults are the release's, but for the shared position encoding."""
 
     dim: int = Field(256, ge=16, multiple_of=8, description="channels of pixel features and tokens")
-    num_masks: int = Field(4, ge=1, description="masks a point")
+    num_masks: int = Field(4, ge=1, le=6, description="masks a point; matching tries every assignment of them")
     position: PositionKind = Field(
         "random_shared",
         description="position encoding: random Fourier, one matrix for pixels and prompts or one for each part (release); or sine (paper)",
