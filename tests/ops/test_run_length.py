@@ -352,7 +352,7 @@ def test_equality_is_of_pixels() -> None:
 
 # --- real masks ------------------------------------------------------------------------------------------------------------------------
 
-SETS = ["coco128", "coco_mini", "panopticapi_sample", "sav_example_json"]
+SETS = ["ade20k_150_sample", "coco128", "coco_mini", "panopticapi_sample", "sav_example_json"]
 
 
 def real_data() -> Path:
@@ -390,7 +390,7 @@ def images_of(name: str, root: Path) -> Iterator[list[dict[str, Any]]]:
     elif name == "coco_mini":
         for path in sorted((root / name).rglob("instances_*.json")):
             yield from instance_masks(path)
-    else:
+    else:  # labels as colours, or as grey values
         yield from map(panoptic_masks, sorted(path for path in (root / name).rglob("*.png") if "2ch" not in str(path)))
         for path in sorted((root / name).rglob("*detection_format.json")):
             yield from instance_masks(path)

@@ -3,7 +3,7 @@
 A scene is a textured ground (sometimes two, meeting at a horizon) with four to eight patterned, coloured shapes on it, of any rotation, some of
 them in touching groups, later ones hiding earlier ones, many with a shaded part. Captions name a thing by pattern, colour and shape, for example
 ``striped red star``: 4 x 8 x 8 = 256 names. The evaluation set tells 32 kinds of things apart, by pattern and colour, each with eight names as its
-synonyms (``striped red shape``: circle, triangle, ...), and the grounds as stuff. One kind in eight is *held out*: no training caption names it, and
+synonyms (``striped red shape``: circle, triangle, ...), and the grounds as stuff. One kind in eight is *held out*: no stage-2 caption names it, and
 the scenes that captions are written for do not contain it; the evaluation set does.
 
 Why shape is no part of a kind: a CLIP that two CPU cores train in half an hour hardly holds it. A linear probe of its embeddings of single shapes reads
@@ -74,9 +74,9 @@ def _categories() -> tuple[Category, ...]:
 CATEGORIES: tuple[Category, ...] = _categories()
 """The evaluation set's categories: 32 kinds of things, whose synonyms are the names that captions have for them, then 6 grounds."""
 HELD_OUT: frozenset[int] = frozenset(i for i in range(len(THING_CLASSES)) if category_of(i) in (1, 11, 21, 31))
-"""Class indices that no training caption names: those of one kind in eight, with every pattern and every colour among the rest."""
+"""Class indices that no stage-2 caption names: those of one kind in eight, with every pattern and every colour among the rest."""
 UNSEEN: frozenset[str] = frozenset(CATEGORIES[category_of(index)].name for index in HELD_OUT)
-"""Names of the categories that no training caption names by any synonym."""
+"""Names of the categories that no stage-2 caption names by any synonym."""
 
 
 class SceneConfig(Config):
