@@ -19,10 +19,7 @@ from uniovseg.runtime.evaluate_words import (
 def promptable(config: PromptableJobConfig) -> dict[str, object]:
     """1-point and 1-box IoU of a checkpoint on a labelled set."""
     report = evaluate_promptable_job(config)
-    table = Table(title=f"promptable: {config.checkpoint} on {config.annotations}")
-    for name, value in report["promptable"].items():
-        table.add_row(name, f"{value:.4f}" if name.endswith("iou") else f"{value:.0f}")
-    Console().print(table)
+    _show(f"promptable: {config.checkpoint} on {config.benchmark or config.annotations}", report["promptable"])
     return report
 
 
@@ -62,7 +59,7 @@ def _show(title: str, figures: dict[str, float | None]) -> None:
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 TASKS: dict[str, tuple[type[Any], Callable[[Any], dict[str, object]]]] = {

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint, or predictions that lie in files.
 
-python jobs/evaluate.py promptable annotations=FILE images=FOLDER
+python jobs/evaluate.py promptable benchmark=coco_instances output=FOLDER
 python jobs/evaluate.py semantic|panoptic checkpoint=FOLDER benchmark=ade20k_150 output=FOLDER
 python jobs/evaluate.py mask_classification annotations=FILE images=FOLDER output=FOLDER
 python jobs/evaluate.py score-panoptic --gt-json F --gt-dir D --pred-json F --pred-dir D

@@ -1,6 +1,5 @@
 """Promptable evaluation against a slow oracle: one mask at a time, dense arrays, no shortlist."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -111,20 +110,25 @@ def test_the_shortlist_finds_what_all_masks_of_a_trained_model_give() -> None:
 
 
 def test_scores_add_up() -> None:
-    def scores(*values: float) -> PromptableScores:
+    def scores(key: str, *values: float) -> PromptableScores:
         tensor = torch.tensor(values, dtype=torch.float64)
-        return PromptableScores(tensor, tensor / 2, tensor / 4)
+        return PromptableScores(tensor, tensor / 2, tensor / 4, ((key, len(values)),))
 
-    total = sum([scores(0.2, 0.4), scores(0.9)], NO_SCORES)
-    assert total.summary() == pytest.approx({"point_iou": 0.5, "box_iou": 0.25, "box_fill_iou": 0.125, "masks": 3, "images": 2})
-    assert math.isnan(NO_SCORES.summary()["box_iou"])
-    assert NO_SCORES.summary()["images"] == 0
+    total = sum([scores("a", 0.2, 0.4), scores("none"), scores("b", 0.9)], NO_SCORES)
+    by_image = {"point_iou_image_mean": 0.6, "box_iou_image_mean": 0.3}
+    assert total.summary() == pytest.approx({"point_iou": 0.5, "box_iou": 0.25, "box_fill_iou": 0.125, **by_image, "masks": 3, "images": 3})
+    first, none, last = total.by_image()
+    assert first == {"image": "a", "masks": 2, "point_iou": pytest.approx(0.3), "box_iou": pytest.approx(0.15), "box_fill_iou": pytest.approx(0.075)}
+    assert none == {"image": "none", "masks": 0, "point_iou": None, "box_iou": None, "box_fill_iou": None}
+    assert (last["image"], last["masks"], last["point_iou"]) == ("b", 1, 0.9)
+    nothing = NO_SCORES.summary()
+    assert nothing.pop("images") == nothing.pop("masks") == 0 and set(nothing.values()) == {None}
 
 
 def test_an_image_without_masks_counts_as_an_image(tiny_method: MaskGeneration) -> None:
     sample = LabelledImage(key="x", image=np.zeros((40, 50, 3), np.uint8), masks=RunLengthMasks.from_dense(torch.zeros(2, 40, 50, dtype=torch.bool)))
     scores = evaluate_image(tiny_method, sample, BRUTE)
-    assert (len(scores.box_iou), scores.images) == (0, 1)
+    assert (len(scores.box_iou), scores.images) == (0, (("x", 0),))
 
 
 def test_labelled(scenes: list[ImageMasks]) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from jobs import _cli, evaluate, ingest, make_shapes, match, predict, pretrain_clip, quickstart, real, refine, reproduce, train
 from jobs import benchmark as benchmark_job
-from uniovseg.config import Config, fields
+from uniovseg.config import Config, fields, key_help
 from uniovseg.data.shapes_sets import ShapesConfig
 from uniovseg.errors import ConfigError
 from uniovseg.runtime.ingest import IngestConfig
@@ -84,7 +84,7 @@ def test_train_without_a_configuration_is_the_shapes_preset(
 
 @pytest.mark.parametrize("config_type", [TrainJobConfig, PretrainJobConfig, IngestConfig, PredictConfig, RefineConfig, ShapesConfig])
 def test_help_lists_every_key_with_its_default(config_type: type[Config]) -> None:
-    shown = _cli.key_help(config_type)
+    shown = key_help(config_type)
     for field in fields(config_type):
         assert f"  {field.key}  [{field.type}]  default: {field.default}\n      {field.description}" in shown
 
@@ -106,8 +106,11 @@ def test_jobs_with_a_subject_list_them(main: Callable[[Sequence[str]], int], sub
 
 def test_evaluate_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["promptable"]) == 2
-    assert "annotations is missing" in capsys.readouterr().err
-    assert evaluate.main(["promptable", f"annotations={tmp_path}/none.json", f"checkpoint={tmp_path}", f"output={tmp_path}/out"]) == 1
+    assert "give either benchmark or annotations; seen: neither; allowed: a benchmark is one of coco_instances, " in capsys.readouterr().err
+    assert evaluate.main(["promptable", "benchmark=egohos", f"root={tmp_path}"]) == 1
+    assert "egohos is not here" in capsys.readouterr().err
+    (tmp_path / "one.json").write_text('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}')
+    assert evaluate.main(["promptable", f"annotations={tmp_path}/one.json", f"checkpoint={tmp_path}", f"output={tmp_path}/out"]) == 1
     error = capsys.readouterr().err
     assert "error: no checkpoint here" in error
     assert not (tmp_path / "out" / "report.json").exists()

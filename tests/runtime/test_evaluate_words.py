@@ -18,13 +18,14 @@ from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
 from uniovseg.data.shapes_sets import write_panoptic
 from uniovseg.errors import ConfigError, DataError
 from uniovseg.evaluation.mask_classification import MaskClassificationConfig, MaskClassificationScore, classify_masks
+from uniovseg.evaluation.source import SourceConfig, open_source
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
 from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig
 from uniovseg.metrics import PanopticScore, SemanticScore
 from uniovseg.models.clip import ClipConfig, load_clip
 from uniovseg.open_vocabulary import SegmentationConfig
-from uniovseg.runtime.evaluate_words import SourceConfig, WordsJobConfig, evaluate_semantic_job, open_source
-from uniovseg.runtime.pool import PoolConfig, over_items
+from uniovseg.runtime.evaluate_words import WordsJobConfig, evaluate_semantic_job
+from uniovseg.runtime.pool import PoolConfig, over_items, use_threads
 from uniovseg.segmenter import Segmenter
 
 
@@ -136,6 +137,25 @@ def test_sources(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for wrong in (SourceConfig(), SourceConfig(benchmark="shapes", annotations="x.json")):
         with pytest.raises(ConfigError, match="either benchmark or annotations"):
             open_source(wrong)
+
+
+def test_a_source_for_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = SourceConfig(annotations="a/b.json", images="s3://bucket/images", vocabulary="shapes").with_absolute_paths()
+    assert found == SourceConfig(annotations=f"{tmp_path}/a/b.json", images="s3://bucket/images", vocabulary="shapes")
+    assert SourceConfig(benchmark="shapes", root="sets").with_absolute_paths().root == f"{tmp_path}/sets"
+
+
+@pytest.mark.parametrize(
+    ("threads", "pool", "used"),
+    [(3, PoolConfig(), 3), (3, PoolConfig(workers=1, cpus_per_worker=2), 3), (0, PoolConfig(workers=1, cpus_per_worker=2), 2)],
+)
+def test_threads_that_are_given_win_over_an_actors_cpus(threads: int, pool: PoolConfig, used: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    use_threads(threads, pool)
+    use_threads(0, PoolConfig())  # torch's own choice
+    assert asked == [used]
 
 
 def test_each_benchmark_is_tested_by_its_own_settings() -> None:

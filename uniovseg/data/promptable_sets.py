@@ -1,13 +1,14 @@
 """The data sets of promptable evaluation (method: section 5): COCO instances JSON with the images beside, wherever the masks come from.
 
-COCO, ADE20K and SegInW have such files as released. The others are label maps or JSON of other kinds; they are read from ``promptable/NAME`` once
-somebody has written their masks in this form.
+COCO, ADE20K and SegInW have such files as released. The others are label maps, which ``jobs/prepare.py label_maps`` converts, or JSON of other kinds;
+they are read from ``promptable/NAME`` once their masks are there in this form.
 """
 
 from dataclasses import dataclass
 
 from uniovseg import storage
-from uniovseg.errors import DataError
+from uniovseg.config import nearest
+from uniovseg.errors import ConfigError, DataError
 from uniovseg.storage import Location
 
 
@@ -24,7 +25,8 @@ def _converted(name: str, source: str) -> PromptableSet:
     return PromptableSet(
         f"promptable/{name}/instances.json",
         f"promptable/{name}/images",
-        f"get {source}, and write its masks as a COCO instances JSON (polygons or RLE)",
+        f"get {source}, and write its masks as a COCO instances JSON (polygons or RLE); where they are label maps, a value a mask, put them into "
+        f"promptable/{name}/labels and run: python jobs/prepare.py label_maps --root ROOT/promptable/{name}",
     )
 
 
@@ -91,8 +93,11 @@ def find_promptable_set(name: str, root: str) -> tuple[str, str]:
     """URIs of a set's JSON and of its folder of images.
 
     Raises:
+        ConfigError: there is no set of this name.
         DataError: it is not there; the message has the expected layout and how to prepare it.
     """
+    if name not in PROMPTABLE_SETS:
+        raise ConfigError("no such promptable set", seen=name, allowed=f"{', '.join(PROMPTABLE_SETS)}{nearest(name, PROMPTABLE_SETS)}")
     wanted, place = PROMPTABLE_SETS[name], Location.of(root)
     annotations = place / wanted.annotations
     if not storage.exists(annotations):

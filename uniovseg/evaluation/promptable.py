@@ -1,12 +1,16 @@
 """Promptable evaluation (method: section 5).
 
 *1-point IoU (oracle)*: every point of a grid over the image is a prompt; a ground-truth mask scores the best IoU over all masks of all points.
-*1-box IoU*: its own tight box is the prompt. Both are means over ground-truth masks, at the image's own resolution. As a yardstick, *box fill* is
-the IoU of the box itself taken as the mask.
+*1-box IoU*: its own tight box is the prompt. Both are means over ground-truth masks, at the image's own resolution; beside them are the means over
+images of an image's mean. As a yardstick, *box fill* is the IoU of the box itself taken as the mask.
+
+Differs: by default only a shortlist of all masks, the best on a coarse grid, is compared at full resolution, so that the 1-point IoU is a lower bound of
+the oracle, which ``shortlist=0`` gives. Points outside a ground-truth mask count too; what they add is not told apart.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +25,7 @@ from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
 from uniovseg.models.mask_decoder import MaskEmbeddings
 from uniovseg.ops.points import grid_points
 from uniovseg.ops.run_length import RunLengthMasks
-from uniovseg.postprocess import PIXELS_AT_ONCE, resize_logits, valid_cells
+from uniovseg.postprocess import PIXELS_AT_ONCE, masks_from_logits, resize_logits, valid_cells
 from uniovseg.records import ImageMasks
 from uniovseg.threads import map_threads
 
@@ -57,19 +61,23 @@ def labelled(records: Iterable[ImageMasks]) -> Iterator[LabelledImage]:
         yield LabelledImage(key=record.key, image=decode_image(record.image), masks=masks)
 
 
+FIGURES = ("point_iou", "box_iou", "box_fill_iou")
+"""The figures of a ground-truth mask."""
+
+
 @dataclass(frozen=True, slots=True)
 class PromptableScores:
     """IoU of every ground-truth mask, in [0, 1]; added over images by `+`.
 
     Attributes:
         point_iou, box_iou, box_fill_iou: [n] float64, one entry a ground-truth mask.
-        images: number of images.
+        images: key and number of ground-truth masks of each image.
     """
 
     point_iou: Tensor
     box_iou: Tensor
     box_fill_iou: Tensor
-    images: int = 1
+    images: tuple[tuple[str, int], ...]
 
     def __add__(self, other: "PromptableScores") -> "PromptableScores":
         return PromptableScores(
@@ -79,26 +87,35 @@ class PromptableScores:
             self.images + other.images,
         )
 
-    def summary(self) -> dict[str, float]:
-        """Means over ground-truth masks, with the counts."""
-        means = {"point_iou": self.point_iou, "box_iou": self.box_iou, "box_fill_iou": self.box_fill_iou}
-        return {name: float(values.mean()) if len(values) else float("nan") for name, values in means.items()} | {
-            "masks": float(len(self.box_iou)),
-            "images": float(self.images),
-        }
+    def by_image(self) -> list[dict[str, Any]]:
+        """Of each image its key as ``image``, its number of ``masks``, and its means; None where it has no mask."""
+        counts = [count for _, count in self.images]
+        columns = {name: [_mean(part) for part in getattr(self, name).split(counts)] for name in FIGURES}
+        return [{"image": key, "masks": count} | {name: columns[name][row] for name in FIGURES} for row, (key, count) in enumerate(self.images)]
+
+    def summary(self) -> dict[str, float | None]:
+        """Means over ground-truth masks, then over images that have any; None without a mask. With the counts."""
+        rows = [row for row in self.by_image() if row["masks"]]
+        by_image = {f"{name}_image_mean": _mean(torch.tensor([row[name] for row in rows], dtype=torch.float64)) for name in ("point_iou", "box_iou")}
+        counts = {"masks": len(self.box_iou), "images": len(self.images)}
+        return {name: _mean(getattr(self, name)) for name in FIGURES} | by_image | counts
+
+
+def _mean(values: Tensor) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 _NONE = torch.zeros(0, dtype=torch.float64)
-NO_SCORES = PromptableScores(_NONE, _NONE, _NONE, images=0)
+NO_SCORES = PromptableScores(_NONE, _NONE, _NONE, images=())
 """The scores of no image: what sums start from."""
 
 
 @torch.no_grad()
 def evaluate_image(method: PromptableSegmenter, sample: LabelledImage, config: PromptableConfig) -> PromptableScores:
     """Promptable scores of one image. Masks of no pixel are dropped."""
-    masks = sample.masks.select(torch.nonzero(sample.masks.area() > 0).flatten())
+    masks = _with_pixels(sample.masks)
     if len(masks) == 0:
-        return PromptableScores(_NONE, _NONE, _NONE)
+        return PromptableScores(_NONE, _NONE, _NONE, ((sample.key, 0),))
     embedded = method.embed(sample.image)
     boxes = masks.boxes_xyxy()
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -106,7 +123,20 @@ def evaluate_image(method: PromptableSegmenter, sample: LabelledImage, config: P
     truth = masks.to(method.device)
     by_box = [method.embed_boxes(embedded, chunk) for chunk in boxes.to(method.device).float().split(config.prompts_per_call)]
     box_iou = _paired_iou(method, embedded, MaskEmbeddings.cat(by_box).flat(), truth)
-    return PromptableScores(_best_point_iou(method, embedded, truth, config).cpu(), box_iou.cpu(), fill.double())
+    return PromptableScores(_best_point_iou(method, embedded, truth, config).cpu(), box_iou.cpu(), fill.double(), ((sample.key, len(masks)),))
+
+
+@torch.no_grad()
+def masks_by_box(method: PromptableSegmenter, sample: LabelledImage) -> tuple[RunLengthMasks, RunLengthMasks]:
+    """The ground-truth masks that have pixels, and the mask that each one's box gives; for pictures."""
+    masks = _with_pixels(sample.masks)
+    embedded = method.embed(sample.image)
+    found = method.embed_boxes(embedded, masks.boxes_xyxy().to(method.device).float()).flat()
+    return masks, masks_from_logits(method.mask_logits(embedded, found), embedded.view, embedded.size)
+
+
+def _with_pixels(masks: RunLengthMasks) -> RunLengthMasks:
+    return masks.select(torch.nonzero(masks.area() > 0).flatten())
 
 
 def _best_point_iou(method: PromptableSegmenter, embedded: EmbeddedImage, truth: RunLengthMasks, config: PromptableConfig) -> Tensor:

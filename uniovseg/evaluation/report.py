@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from uniovseg.data.benchmarks import as_semantic
 from uniovseg.evaluation.words import PanopticResult, SemanticResult
-from uniovseg.pictures import Picture, tile
+from uniovseg.ops.run_length import RunLengthMasks
+from uniovseg.pictures import Picture, draw_masks, tile
 from uniovseg.records import Vocabulary
 
 SIDE = 320
@@ -91,6 +92,12 @@ def panoptic_row(result: PanopticResult, vocabulary: Vocabulary) -> ImageRow:
     return ImageRow(
         key=result.sample.key, figure=result.score.quality().pq, jpeg=_side_by_side(panels), legend=_legend((truth, predicted), vocabulary)
     )
+
+
+def masks_row(key: str, figure: float, image: Picture, truth: RunLengthMasks, predicted: RunLengthMasks) -> ImageRow:
+    """An image with masks that are paired: a ground-truth mask and its prediction have one colour."""
+    panels = (image, draw_masks(image, truth), draw_masks(image, predicted))
+    return ImageRow(key=key, figure=figure, jpeg=_side_by_side(panels), legend=())
 
 
 def class_colour(index: int) -> tuple[int, int, int]:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,46 +9,28 @@ from functools import partial
 from importlib import resources
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
-import torch
 import yaml
 from pydantic import Field, model_validator
 from rich.progress import track
 
 from uniovseg import storage
-from uniovseg.config import Config, merge
-from uniovseg.data.benchmarks import BENCHMARKS, Item, LabelledSet, open_benchmark, open_panoptic
-from uniovseg.data.vocabulary import load_vocabulary
-from uniovseg.errors import ConfigError
+from uniovseg.config import merge
+from uniovseg.data.benchmarks import BENCHMARKS, Item, LabelledSet
 from uniovseg.evaluation.mask_classification import MaskClassificationConfig, MaskClassificationScore, classify_image, subsets
 from uniovseg.evaluation.report import Extremes, ImageRow, panoptic_row, render_html, semantic_row
+from uniovseg.evaluation.source import SourceConfig, open_source
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
 from uniovseg.metrics import PanopticScore, SemanticScore, figure
 from uniovseg.models.clip import ClipConfig, load_clip
 from uniovseg.models.text_classifier import build_text_classifier, template_set
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.records import Vocabulary
-from uniovseg.runtime.pool import PoolConfig, over_items
+from uniovseg.runtime.pool import THREADS, PoolConfig, over_items, use_threads
 from uniovseg.runtime.tracked_job import tracked
 from uniovseg.runtime.tracking import TrackingConfig, open_run
 from uniovseg.segmenter import Segmenter
 from uniovseg.storage import Location
 from uniovseg.training import pick_device
-
-ROOT_VARIABLE = "DETECTRON2_DATASETS"
-
-
-class SourceConfig(Config):
-    """A labelled set: a benchmark by name, or any COCO panoptic file."""
-
-    benchmark: str | None = Field(None, description=f"one of {', '.join(BENCHMARKS)}")
-    root: str | None = Field(None, description=f"folder that benchmarks lie below; null: {ROOT_VARIABLE}, else datasets")
-    annotations: str | None = Field(None, description="instead of a benchmark: a COCO panoptic JSON")
-    images: str | None = Field(None, description="with annotations: folder of the images; null: images/ beside the JSON")
-    panoptic: str | None = Field(None, description="with annotations: folder of the PNGs; null: beside the JSON, with its name")
-    vocabulary: str | None = Field(
-        None, description="words of the classes: a packaged name or a file, with the set's own ids; null: the set's own words"
-    )
-    limit: int | None = Field(None, ge=1, description="images taken from the start; null: all")
 
 
 class EvaluationConfig(SourceConfig):
@@ -57,7 +38,7 @@ class EvaluationConfig(SourceConfig):
 
     output: str = Field(..., description="folder of report.json, classes.csv and report.html")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    threads: int = Field(0, ge=0, description="CPU threads of torch in this process; 0: torch's own choice")
+    threads: int = Field(0, ge=0, description=THREADS)
     pool: PoolConfig = Field(PoolConfig(), description="actors")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
@@ -89,25 +70,6 @@ class MaskClassificationJobConfig(EvaluationConfig):
     masks: MaskClassificationConfig = Field(MaskClassificationConfig(), description="sizes and templates")
 
 
-def open_source(config: SourceConfig) -> LabelledSet:
-    """The labelled set that `config` names. Raises ConfigError when it names none or two, or a vocabulary whose ids are not the set's."""
-    if (config.benchmark is None) == (config.annotations is None):
-        seen = "both" if config.benchmark else "neither"
-        raise ConfigError("give either benchmark or annotations", seen=seen, allowed=f"a benchmark is one of {', '.join(BENCHMARKS)}")
-    vocabulary = load_vocabulary(config.vocabulary) if config.vocabulary else None
-    if config.benchmark is not None:
-        found = open_benchmark(config.benchmark, config.root or os.environ.get(ROOT_VARIABLE) or "datasets")
-    else:
-        assert config.annotations is not None
-        images = config.images or f"{Location.of(config.annotations).uri.rpartition('/')[0]}/images"
-        found = open_panoptic(config.annotations, images, config.panoptic, vocabulary)
-    if vocabulary is not None and [item.id for item in vocabulary.categories] != [item.id for item in found.vocabulary.categories]:
-        raise ConfigError(
-            "the vocabulary has other ids than the set", seen=config.vocabulary, allowed=f"the {len(found.vocabulary)} ids of {found.name}"
-        )
-    return replace(found, vocabulary=vocabulary or found.vocabulary, items=found.items[: config.limit])
-
-
 class Score(Protocol):
     """What a job adds up."""
 
@@ -127,14 +89,8 @@ class Scored(Generic[ScoreT]):
 
 
 def _load(config: WordsJobConfig) -> Segmenter:
-    _use_threads(config)
+    use_threads(config.threads, config.pool)
     return Segmenter.load(config.checkpoint, str(pick_device(config.device)), config.method)
-
-
-def _use_threads(config: EvaluationConfig) -> None:
-    threads = int(config.pool.cpus_per_worker) if config.pool.workers else config.threads
-    if threads:
-        torch.set_num_threads(threads)
 
 
 def _semantic(config: WordsJobConfig, dataset: LabelledSet) -> Callable[[Item], Scored[SemanticScore]]:
@@ -158,7 +114,7 @@ def _panoptic(config: WordsJobConfig, dataset: LabelledSet) -> Callable[[Item], 
 
 
 def _masks(config: MaskClassificationJobConfig, dataset: LabelledSet) -> Callable[[Item], Scored[MaskClassificationScore]]:
-    _use_threads(config)
+    use_threads(config.threads, config.pool)
     clip = load_clip(config.clip).to(pick_device(config.device))
     classifier = build_text_classifier(clip, dataset.vocabulary, template_set(config.masks.templates))
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from rich.progress import track
 
@@ -23,7 +22,7 @@ from uniovseg.models.phrases import PhraseEmbeddings
 from uniovseg.models.text_classifier import template_set
 from uniovseg.pairing import PairingConfig, pair_image
 from uniovseg.records import ImagePairs, Rejected
-from uniovseg.runtime.pool import PoolConfig, over_items
+from uniovseg.runtime.pool import THREADS, PoolConfig, over_items, use_threads
 from uniovseg.runtime.shards import Commit, PartRange, check_settings, read_commits, write_manifest, write_records
 from uniovseg.runtime.tracked_job import tracked
 from uniovseg.runtime.tracking import TrackingConfig
@@ -43,7 +42,7 @@ class MatchConfig(Config):
     rows_per_group: int = Field(64, ge=1, description="rows of a Parquet row group")
     pool: PoolConfig = Field(PoolConfig(), description="where the work is done")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    threads: int = Field(0, ge=0, description="CPU threads of torch, a worker; 0: torch's own choice")
+    threads: int = Field(0, ge=0, description=THREADS)
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
@@ -51,8 +50,7 @@ class Matcher:
     """Matches one part after another with one loaded model. Built in the worker; the configuration must hold absolute paths."""
 
     def __init__(self, config: MatchConfig) -> None:
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        use_threads(config.threads, config.pool)
         self.config = config
         self.source = ShardSet(config.entities)
         changes = {"regions": config.regions.model_dump(mode="json")}
@@ -99,7 +97,7 @@ def match(config: MatchConfig) -> dict[str, Any]:
     settings = {"checkpoint": config.checkpoint, "regions": config.regions.model_dump_json(), "pairing": config.pairing.model_dump_json()}
     check_settings(output, settings)
     left = [part for part in parts if part.name not in commits]
-    done = over_items(config.pool, partial(Matcher, config), left)
+    done = over_items(config.pool, partial(Matcher, config), left, {"entities": config.entities, "output": config.output})
     commits |= {commit.part.name: commit for commit in track(done, "matching masks and entities", total=len(left))}
     manifest = write_manifest(output, [commits[part.name] for part in parts], settings)
     return {

@@ -1,15 +1,16 @@
 """One function over many items: in this process, or on a pool of actors that each build it once. The results come in the items' order."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ray
+import torch
 from pydantic import Field
 from ray.util import ActorPool
 
 from uniovseg.config import Config
 from uniovseg.errors import UniOVSegError
-from uniovseg.runtime.session import ray_session
+from uniovseg.runtime.session import ray_session, require_shared
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -19,8 +20,19 @@ class PoolConfig(Config):
     """Where work is done."""
 
     workers: int = Field(0, ge=0, description="actors; 0: this process")
-    cpus_per_worker: float = Field(1, ge=0, description="CPUs of an actor, and its threads of torch")
+    cpus_per_worker: float = Field(1, ge=0, description="CPUs of an actor")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of an actor; a fraction shares one")
+
+
+THREADS = "CPU threads of torch, a worker; 0: as many as an actor has CPUs, in this process torch's own choice"
+"""What `use_threads` does, as the description of a job's key."""
+
+
+def use_threads(threads: int, pool: PoolConfig) -> None:
+    """Have torch use that many threads in this process, an actor of the pool where there is one; 0: as many as an actor has CPUs, else unchanged."""
+    wanted = threads or (int(pool.cpus_per_worker) if pool.workers else 0)
+    if wanted:
+        torch.set_num_threads(wanted)
 
 
 class _Worker:
@@ -33,15 +45,19 @@ class _Worker:
         return self.call(item)
 
 
-def over_items(config: PoolConfig, build: Callable[[], Callable[[ItemT], ResultT]], items: Iterable[ItemT]) -> Iterator[ResultT]:
+def over_items(
+    config: PoolConfig, build: Callable[[], Callable[[ItemT], ResultT]], items: Iterable[ItemT], uris: Mapping[str, str] | None = None
+) -> Iterator[ResultT]:
     """Call what `build` returns on each item.
 
     Args:
         config: how many actors.
         build: makes the function (it loads the model); called once in each actor, so that it and the items must pickle.
         items: what to call it on.
+        uris: what the function reads and writes, by key, which all nodes must see; None: nothing but its item.
 
     Raises:
+        ConfigError: one of `uris` is a local path, and the actors run on several nodes.
         UniOVSegError: as the function raises it.
     """
     if not config.workers:
@@ -50,6 +66,7 @@ def over_items(config: PoolConfig, build: Callable[[], Callable[[ItemT], ResultT
             yield call(item)
         return
     with ray_session(config.workers + 1):
+        require_shared(uris or {})
         worker = ray.remote(_Worker).options(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)
         actors = [worker.remote(build) for _ in range(config.workers)]
         try:

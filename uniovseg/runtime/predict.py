@@ -30,7 +30,7 @@ from uniovseg.open_vocabulary import SegmentationConfig, instances, panoptic_map
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.pictures import draw_masks, encode_picture
 from uniovseg.records import Prediction, Vocabulary
-from uniovseg.runtime.pool import PoolConfig, over_items
+from uniovseg.runtime.pool import THREADS, PoolConfig, over_items, use_threads
 from uniovseg.runtime.shards import check_settings
 from uniovseg.runtime.tracked_job import tracked
 from uniovseg.runtime.tracking import TrackingConfig, open_run
@@ -70,7 +70,7 @@ class PredictConfig(Config):
     pictures: int = Field(8, ge=0, description="images that are drawn with what was found, spread over all")
     pool: PoolConfig = Field(PoolConfig(), description="actors")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    threads: int = Field(0, ge=0, description="CPU threads of torch, a worker; 0: torch's own choice")
+    threads: int = Field(0, ge=0, description=THREADS)
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
@@ -101,8 +101,7 @@ class Predictor:
     """Predicts one part after another with one loaded model. Built in the worker; the configuration must hold absolute paths."""
 
     def __init__(self, config: PredictConfig, vocabulary: Vocabulary) -> None:
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        use_threads(config.threads, config.pool)
         self.config, self.vocabulary = config, vocabulary
         self.images, self.output = Location(config.images), Location(config.output)
         self.method = Segmenter.load(config.checkpoint, str(pick_device(config.device)), config.method).method
@@ -172,7 +171,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     done = {row.name for row in read_rows(output) if row.reason is None}
     left = [(name, png) for name, png in png_names(list(ids)).items() if name not in done]
     parts = [left[begin : begin + config.images_per_part] for begin in range(0, len(left), config.images_per_part)]
-    counts = over_items(config.pool, partial(Predictor, config, vocabulary), parts)
+    counts = over_items(config.pool, partial(Predictor, config, vocabulary), parts, {"images": config.images, "output": config.output})
     for _ in track(chain.from_iterable(map(range, counts)), "predicting", total=len(left)):
         pass
     rows = {row.name: row for row in sorted(read_rows(output), key=lambda row: row.reason is None)}  # of an image with both, the prediction counts

@@ -111,6 +111,7 @@ def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
             annotations=f"{config.output}/shapes/evaluation/panoptic.json",
             output=f"{config.output}/{folder}_promptable",
             limit=limit,
+            pictures=0,
             threads=config.threads,
             images_at_once=config.images_at_once,
             tracking=config.tracking,

@@ -114,6 +114,7 @@ def _run(config: RealConfig, root: Path, started: float) -> dict[str, Any]:
                 images=str(source["images"]),
                 limit=config.evaluation,
                 output=str(out / f"evaluation/{name}_{model}"),
+                pictures=0,
                 threads=config.threads,
             )
             scores[name][model] = evaluate_promptable_job(settings)["promptable"]

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.data.benchmarks import BENCHMARKS, open_benchmark
+from uniovseg.data.coco import iter_records, read_annotations
 from uniovseg.data.images import decode_image
 from uniovseg.data.promptable_sets import PROMPTABLE_SETS, find_promptable_set
 from uniovseg.data.shapes import SceneConfig, draw_scene, encode_image, scene_rng
 from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import DataError
 from uniovseg.evaluation.mask_classification import MaskClassificationConfig, MaskClassificationScore, classify_masks
-from uniovseg.evaluation.promptable import NO_SCORES, PromptableConfig, evaluate_promptable
+from uniovseg.evaluation.promptable import NO_SCORES, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
 from uniovseg.methods.mask_generation import MaskGeneration
 from uniovseg.metrics import PanopticScore, SemanticScore
 from uniovseg.models.clip import ClipConfig, load_clip
 from uniovseg.open_vocabulary import SegmentationConfig, panoptic_map, semantic_map
-from uniovseg.runtime.evaluate import labelled_images
 from uniovseg.runtime.reproduce.benchmark_tables import BenchmarkTablesConfig, benchmark_rows
 from uniovseg.runtime.reproduce.rows import Row
 from uniovseg.segmenter import Segmenter
@@ -148,7 +148,7 @@ def test_table_4(root: Path, clip_weights: Path, tmp_path: Path) -> None:
 def test_promptable(root: Path, model: Path, tmp_path: Path) -> None:
     rows = table("promptable", tmp_path, root=str(root), checkpoint=str(model))
     annotations, images = find_promptable_set("coco_instances", str(root))
-    _, samples = labelled_images(annotations, images, None, None)
+    samples = labelled(iter_records(read_annotations(annotations, images)))
     expected = sum(evaluate_promptable(Segmenter.load(model).method, samples, PromptableConfig()), NO_SCORES).summary()
     ran = {row["metric"]: row["ours"] for row in rows if not row["missing"]}
     assert ran == {name: expected[name] for name in ("point_iou", "box_iou")}

@@ -1,6 +1,5 @@
 """The paper's tables on the paper's data sets: each row by the evaluation job that `jobs/evaluate.py` runs, where its data and weights are there."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -11,17 +10,17 @@ from uniovseg.data.benchmarks import open_benchmark
 from uniovseg.data.promptable_sets import PROMPTABLE_SETS, find_promptable_set
 from uniovseg.errors import UniOVSegError
 from uniovseg.evaluation.mask_classification import MaskClassificationConfig, subsets
+from uniovseg.evaluation.source import ROOT_VARIABLE, root_of
 from uniovseg.models.clip import ClipConfig
 from uniovseg.runtime.evaluate import PromptableJobConfig, evaluate_promptable_job
 from uniovseg.runtime.evaluate_words import (
-    ROOT_VARIABLE,
     MaskClassificationJobConfig,
     WordsJobConfig,
     evaluate_panoptic_job,
     evaluate_semantic_job,
     mask_classification_job,
 )
-from uniovseg.runtime.pool import PoolConfig
+from uniovseg.runtime.pool import THREADS, PoolConfig
 from uniovseg.runtime.reproduce.paper import OURS, paper_datasets
 from uniovseg.runtime.reproduce.rows import ALSO, Row, rows_of
 
@@ -45,8 +44,8 @@ class BenchmarkTablesConfig(Config):
     clip: ClipConfig = Field(ClipConfig(name="convnext_large_d_320", weights="laion2b_s29b_b131k_ft_soup"), description="table 4: the frozen CLIP")
     masks: MaskClassificationConfig = Field(MaskClassificationConfig(), description="table 4: sizes and templates")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    threads: int = Field(0, ge=0, description="CPU threads of torch in this process; 0: torch's own choice")
-    pool: PoolConfig = Field(PoolConfig(), description="actors of the evaluation with words")
+    threads: int = Field(0, ge=0, description=THREADS)
+    pool: PoolConfig = Field(PoolConfig(), description="actors")
 
     @field_validator("ablation")
     @classmethod
@@ -58,7 +57,7 @@ class BenchmarkTablesConfig(Config):
     @property
     def place(self) -> str:
         """The root in force."""
-        return self.root or os.environ.get(ROOT_VARIABLE) or "datasets"
+        return root_of(self.root)
 
 
 def benchmark_rows(table: str, config: BenchmarkTablesConfig, output: str) -> Iterator[list[Row]]:
@@ -130,11 +129,7 @@ def _mask_classification(dataset: str, config: BenchmarkTablesConfig, output: st
 def _promptable(dataset: str, config: BenchmarkTablesConfig, output: str) -> list[Row]:
     def evaluate() -> Mapping[str, float | None]:
         assert config.checkpoint is not None
-        annotations, images = find_promptable_set(dataset, config.place)
-        job = PromptableJobConfig(
-            checkpoint=config.checkpoint, annotations=annotations, images=images, limit=config.limit, output=f"{output}/promptable/{dataset}",
-            device=config.device, threads=config.threads,
-        )  # fmt: skip
+        job = PromptableJobConfig(checkpoint=config.checkpoint, benchmark=dataset, output=f"{output}/promptable/{dataset}", **_shared(config))
         found = evaluate_promptable_job(job)["promptable"]
         return {name: found[name] for name in ("point_iou", "box_iou")}
 

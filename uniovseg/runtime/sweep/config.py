@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from uniovseg.config import Config
 from uniovseg.data.shapes import SceneConfig
 from uniovseg.data.views import CanvasSide
-from uniovseg.runtime.evaluate_words import SourceConfig
+from uniovseg.evaluation.source import SourceConfig
 from uniovseg.runtime.sweep.spaces import LISTS, Space
 from uniovseg.runtime.tracking import TrackingConfig
 

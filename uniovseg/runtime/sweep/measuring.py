@@ -15,12 +15,12 @@ from uniovseg.data.shapes import CLASS_NAMES, MIN_MASK_AREA, TEXT_STREAM, Scene,
 from uniovseg.data.shards import ShardSet
 from uniovseg.errors import DataError
 from uniovseg.evaluation.mask_classification import region_embeddings
+from uniovseg.evaluation.source import open_source
 from uniovseg.evaluation.true_masks import truth_masks
 from uniovseg.mask_text_matching import FloatArray
 from uniovseg.models.text_classifier import build_text_classifier, template_set
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImagePairs
-from uniovseg.runtime.evaluate_words import open_source
 from uniovseg.runtime.match import MatchConfig, match
 from uniovseg.runtime.pool import over_items
 from uniovseg.runtime.sweep.config import LabelledTruth, ScalesTask, ShapesTruth
