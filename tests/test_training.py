@@ -19,12 +19,19 @@ from torch import Tensor, nn
 
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.data.benchmarks import open_benchmark
+from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
+from uniovseg.data.shapes_sets import write_panoptic
 from uniovseg.errors import CheckpointError, TrainingError
+from uniovseg.evaluation.words import evaluate_semantic
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.mask_generation import MaskGenerationConfig
+from uniovseg.metrics import SemanticScore
+from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.pictures import Picture
 from uniovseg.records import MaskBatch, Prediction, StepOutput, View, Vocabulary
+from uniovseg.segmenter import Segmenter
 from uniovseg.training import FolderRecorder, TrainConfig, checkpoints, lr_factor, main, make_validation, train
 
 VIEW = View(scale_xy=(1.0, 1.0), offset_xy=(0.0, 0.0), size=(4, 4), valid_xyxy=(0.0, 0.0, 4.0, 4.0))
@@ -135,7 +142,9 @@ def test_what_ranks_checkpoints_is_measured_at_their_steps(tiny_config: MaskGene
         every(75, 50)
     with pytest.raises(ValueError, match="keep_metric=val_box_iou needs a validation: set validation.shards"):
         every(100, 50, shards=None)
-    with pytest.raises(ValueError, match="'val_point_iou', 'val_box_iou' or 'val_box_fill_iou'"):
+    with pytest.raises(ValueError, match="keep_metric=val_miou needs a validation: set validation.words"):
+        every(100, 50, metric="val_miou")
+    with pytest.raises(ValueError, match="'val_point_iou', 'val_box_iou', 'val_box_fill_iou' or 'val_miou'"):
         every(100, 50, metric="val_boxiou")
 
 
@@ -275,7 +284,7 @@ def test_matrices_decay_and_the_rest_does_not() -> None:
     method = Brightness()
     decayed, others = method.param_groups(OptimConfig(weight_decay=0.3))
     assert [group["weight_decay"] for group in (decayed, others)] == [0.3, 0.0]
-    assert {id(p) for p in decayed["params"]} == {id(method.head[0].weight)}  # head[2].weight has one row: like an embedding
+    assert {id(p) for p in decayed["params"]} == {id(method.head[0].weight), id(method.head[2].weight)}  # also the one of a single row
     trained = {id(p) for group in (decayed, others) for p in group["params"]}
     assert trained == {id(p) for name, p in method.named_parameters() if not name.startswith("eyes")}
 
@@ -313,6 +322,21 @@ def test_validation_is_run_in_evaluation_mode_and_at_the_end(tmp_path: Path, tin
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [f"found_000000{step}.png" for step in (3, 6, 7)]
     assert checkpoint.read_info(tmp_path / "step_0000007").metrics == {"val_box_iou": 0.3}
     assert make_validation(config) is None
+
+
+def test_words_are_validated_as_evaluation_scores_them(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
+    scene = SceneConfig(size=96)
+    write_panoptic((draw_scene(scene, scene_rng(0, 9, index), held_out=True) for index in range(3)), tmp_path / "evaluation", scene)
+    words = {"benchmark": "shapes", "root": str(tmp_path), "limit": 2}
+    config = configured(tiny_config, validation={"words": words}, keep_metric="val_miou", checkpoint_every=5000)
+    validate = make_validation(config)
+    method = Segmenter.load("shapes", "cpu", {"test_points_per_side": 6, "regions": {"sizes": [96], "templates": "simple"}}).method
+    assert validate is not None and isinstance(method, TrainableMethod)
+    metrics, pictures = validate(method)
+    found = open_benchmark("shapes", str(tmp_path))
+    results = evaluate_semantic(method, found.semantic(found.items[:2]), found.vocabulary, SegmentationConfig())
+    expected = sum((item.score for item in results), SemanticScore.zero(len(found.vocabulary))).miou()
+    assert expected > 0 and (metrics, pictures) == ({"val_miou": expected}, {})
 
 
 def test_a_resumed_run_knows_the_last_validation(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:

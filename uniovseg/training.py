@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -36,12 +36,15 @@ from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
 from uniovseg.errors import CheckpointError, ConfigError, DeviceMemoryError, TrainingError, TrainingStoppedError, UniOVSegError
-from uniovseg.evaluation.promptable import NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
+from uniovseg.evaluation.promptable import FIGURES, NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
+from uniovseg.evaluation.source import SourceConfig, open_source
+from uniovseg.evaluation.words import mean_iou
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.catalog import MethodConfig, build_method
 from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.models.clip import check_digest, weights_digest
 from uniovseg.online_matching import OnlineMatcher, OnlineMatchingConfig
+from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.parallel import Parallel, accumulating, distribute, save_shards, sum_over_ranks, whole, whole_state
 from uniovseg.pictures import Picture, draw_masks, save_picture, tile
 from uniovseg.plain import plain_bytes
@@ -68,17 +71,25 @@ class DataConfig(Config):
     threads: int = Field(4, ge=1, description="threads that decode ahead, a worker (without Ray, or with feed=threads)")
 
 
-ValidationMetric = Literal["val_point_iou", "val_box_iou", "val_box_fill_iou"]
+ValidationMetric = Literal["val_point_iou", "val_box_iou", "val_box_fill_iou", "val_miou"]
 """What `make_validation` measures."""
 
 
 class ValidationConfig(Config):
-    """Promptable validation during the run: 1-box and 1-point IoU."""
+    """Validation during the run: 1-box and 1-point IoU, which stage 2 leaves as they are; and the mean IoU of the words that masks get."""
 
-    shards: str | None = Field(None, description="URI of a shard set to validate on; null: no validation")
+    shards: str | None = Field(None, description="URI of a shard set to validate on; null: no 1-box and 1-point IoU")
     images: int = Field(32, ge=1, description="images taken from its start")
     points_per_side: int = Field(20, ge=1, description="grid of the 1-point IoU, points a side")
+    words: SourceConfig | None = Field(
+        None, description="labelled set whose images are segmented into its classes as jobs/evaluate.py semantic does; null: no mean IoU"
+    )
     every: int = Field(5000, ge=1, description="steps between validations; the last step validates too")
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is any validation."""
+        return self.shards is not None or self.words is not None
 
 
 class TrainConfig(Config):
@@ -114,8 +125,9 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _ranked_by_a_validation(self) -> Self:
-        if self.keep_metric and self.validation.shards is None:
-            raise ValueError(f"keep_metric={self.keep_metric} needs a validation: set validation.shards")
+        source = "words" if self.keep_metric == "val_miou" else "shards"
+        if self.keep_metric and getattr(self.validation, source) is None:
+            raise ValueError(f"keep_metric={self.keep_metric} needs a validation: set validation.{source}")
         if self.keep_metric and not self.checkpoints_meet_validations:
             raise ValueError(
                 f"of checkpoint_every ({self.checkpoint_every}) and validation.every ({self.validation.every}) one must be a multiple of the other, "
@@ -318,7 +330,7 @@ def train(
             since, waited = time.perf_counter(), 0.0
         paused = time.perf_counter()
         validated: dict[str, float] = {}
-        if config.validation.shards is not None and sharded and (done % config.validation.every == 0 or last):
+        if config.validation.asked and sharded and (done % config.validation.every == 0 or last):
             state = whole_state(method.state(), keep=rank == 0)
             if validate and rank == 0:
                 twin.load_state_dict(state, strict=False)
@@ -452,16 +464,20 @@ def everything_picture(method: PromptableSegmenter, samples: list[LabelledImage]
 
 def make_validation(config: TrainConfig) -> Validate | None:
     """The validation that the configuration asks for; None without a validation set."""
-    if config.validation.shards is None:
+    asked = config.validation
+    if not asked.asked:
         return None
-    samples = list(labelled(ShardSet(config.validation.shards).records(config.validation.images)))
-    promptable = PromptableConfig(points_per_side=config.validation.points_per_side)
+    samples = [] if asked.shards is None else list(labelled(ShardSet(asked.shards).records(asked.images)))
+    promptable = PromptableConfig(points_per_side=asked.points_per_side)
+    words = None if asked.words is None else open_source(asked.words)
 
     def validate(method: TrainableMethod[Any]) -> tuple[dict[str, float], dict[str, Picture]]:
         assert isinstance(method, PromptableSegmenter)
         scores = sum(evaluate_promptable(method, samples, promptable), NO_SCORES).summary()
-        metrics = {name: scores[name.removeprefix("val_")] for name in get_args(ValidationMetric)}
-        return metrics, {"everything": everything_picture(method, samples[:4])}
+        metrics = {f"val_{name}": value for name in FIGURES if (value := scores[name]) is not None}
+        if words is not None:
+            metrics["val_miou"] = mean_iou(method, words, SegmentationConfig())
+        return metrics, {"everything": everything_picture(method, samples[:4])} if samples else {}
 
     return validate
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uniovseg.data.benchmarks import UNLABELLED, PanopticSample, SemanticSample, read_image
+from uniovseg.data.benchmarks import UNLABELLED, LabelledSet, PanopticSample, SemanticSample, read_image
 from uniovseg.methods.base import Method
 from uniovseg.metrics import PanopticScore, SemanticScore, panoptic_score, semantic_score
 from uniovseg.open_vocabulary import SegmentationConfig, panoptic_map, semantic_map
@@ -63,6 +63,12 @@ def evaluate_semantic(
         image = read_image(sample)
         (prediction,) = method.predict([image], vocabulary)
         yield semantic_result(prediction, sample, image, vocabulary, config)
+
+
+def mean_iou(method: Method, dataset: LabelledSet, config: SegmentationConfig) -> float:
+    """The mean IoU of a method on a whole set. Raises DataError naming a broken image."""
+    results = evaluate_semantic(method, dataset.semantic(), dataset.vocabulary, config)
+    return sum((result.score for result in results), SemanticScore.zero(len(dataset.vocabulary))).miou()
 
 
 def evaluate_panoptic(
