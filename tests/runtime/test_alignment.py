@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
-from uniovseg.config import validate
+from uniovseg.config import load, validate
 from uniovseg.data.benchmarks import LabelledSet, open_panoptic, read_image
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
 from uniovseg.data.shapes_sets import write_panoptic
@@ -23,6 +23,7 @@ from uniovseg.models.feature_adapter import LowRank
 from uniovseg.open_vocabulary import SegmentationConfig, panoptic_map, semantic_map
 from uniovseg.records import Prediction
 from uniovseg.runtime.alignment import AlignmentConfig, compare_alignment
+from uniovseg.runtime.match import MatchConfig
 from uniovseg.segmenter import Segmenter
 
 Map = NDArray[np.int32]
@@ -181,3 +182,9 @@ def test_without_an_unseen_class_there_is_no_figure_of_them(world: Path, aligned
     report = compare_alignment(config, [])
     assert report["baseline_unseen_miou"] is None and report["aligned_unseen_miou"] is None
     assert report["baseline_setting"] == "96 px, simple"
+
+
+def test_the_scale_set_of_matching_and_each_of_its_scales_are_tried() -> None:
+    sizes = load(MatchConfig, Path(__file__).parents[2] / "jobs/configs/match_shapes.yaml").regions.sizes
+    tried = AlignmentConfig(baseline="a", aligned="b", annotations="c").sizes
+    assert {sizes, *((size,) for size in sizes)} <= set(tried)

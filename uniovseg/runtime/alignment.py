@@ -11,11 +11,11 @@ from rich.progress import track
 from uniovseg.config import Config
 from uniovseg.data.views import CanvasSide
 from uniovseg.evaluation.naming import NamingScore, evaluate_namings
+from uniovseg.evaluation.source import SourceConfig, open_source
 from uniovseg.methods.promptable import RegionConfig
 from uniovseg.metrics import figure
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.records import Vocabulary
-from uniovseg.runtime.evaluate_words import SourceConfig, open_source
 from uniovseg.segmenter import Segmenter
 
 
@@ -29,7 +29,7 @@ class NamingsConfig(Config):
         None, description="words of the set's categories, a packaged vocabulary or a file with the same ids; null: their names"
     )
     sizes: tuple[tuple[CanvasSide, ...], ...] = Field(
-        ((256,), (384,), (256, 384), (320, 384)), description="scale sets of the frozen CLIP that are tried"
+        ((256,), (320,), (384,), (256, 384), (320, 384), (256, 320, 384)), description="scale sets of the frozen CLIP that are tried"
     )
     templates: tuple[str, ...] = Field(("simple", "vild14"), description="template sets of the frozen CLIP that are tried")
     points_per_side: int = Field(12, ge=1, description="grid of point prompts, points a side")
