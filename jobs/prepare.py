@@ -1,4 +1,7 @@
-"""Prepare a data set as released for evaluation: `python jobs/prepare.py DATASET --root FOLDER`."""
+"""Prepare a data set as released for evaluation: `python jobs/prepare.py DATASET --root FOLDER`.
+
+DATASET label_maps: masks for promptable evaluation, from FOLDER/labels (PNG or TIFF; each value but 0 is a mask) and FOLDER/images to FOLDER/instances.json.
+"""
 
 import argparse
 import os

@@ -13,10 +13,13 @@ from scipy.io import savemat
 from jobs import prepare as prepare_job
 from uniovseg.data.ade20k_full import OBJECTS
 from uniovseg.data.benchmarks import BENCHMARKS, UNLABELLED, open_benchmark
+from uniovseg.data.coco import iter_records, read_annotations
 from uniovseg.data.label_maps import encode_labels
 from uniovseg.data.prepare import PREPARATIONS, prepare
+from uniovseg.data.promptable_sets import find_promptable_set
 from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import ConfigError, DataError
+from uniovseg.ops.run_length import RunLengthMasks
 
 
 def save(path: Path, labels: list[list[int]]) -> None:
@@ -201,3 +204,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert caught.value.code == 2
     with pytest.raises(ConfigError, match="cannot be prepared; seen: imagenet"):
         prepare("imagenet", tmp_path)
+
+
+def test_label_maps_become_instances(tmp_path: Path) -> None:
+    folder = tmp_path / "promptable/egohos"
+    save(folder / "labels/a/1.png", [[0, 7, 7, 300]])
+    save(folder / "labels/2.png", [[0, 0, 0, 0]])
+    save_image(folder / "images/a/1.jpg")
+    save_image(folder / "images/2.PNG")
+    save_image(folder / "images/unlabelled.jpg")
+    assert prepare("label_maps", folder) == 2
+    annotations, images = find_promptable_set("egohos", str(tmp_path))
+    found = {record.key: RunLengthMasks.from_counts(record.counts, (1, 4)) for record in iter_records(read_annotations(annotations, images))}
+    assert {key: masks.to_dense().tolist() for key, masks in found.items()} == {
+        "a/1": [[[False, True, True, False]], [[False, False, False, True]]],
+        "2": [],
+    }
+    (first, _) = json.loads((folder / "instances.json").read_text())["annotations"]
+    assert (first["bbox"], first["area"]) == ([1, 0, 2, 1], 2)
+    (folder / "images/2.PNG").unlink()
+    with pytest.raises(DataError, match=r"no image belongs to a label map; seen: .*2\.png; allowed: .*images/2\.jpg"):
+        prepare("label_maps", folder)

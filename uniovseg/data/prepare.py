@@ -1,4 +1,5 @@
-"""Data sets as released, turned into the layouts that `uniovseg.data.benchmarks` reads (method: section 4.9). Local folders only."""
+"""Data sets as released, turned into the layouts that `uniovseg.data.benchmarks` reads (method: section 4.9), and label maps into the one form of
+promptable evaluation (method: section 5). Local folders only."""
 
 import json
 import shutil
@@ -8,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -16,10 +18,12 @@ from scipy.io import loadmat
 from uniovseg.data.ade20k_full import OBJECTS, decode_objects
 from uniovseg.data.benchmarks import CITYSCAPES_IDS
 from uniovseg.data.images import decode_image
-from uniovseg.data.label_maps import decode_labels, encode_labels
+from uniovseg.data.label_maps import ENDINGS, decode_labels, encode_labels
 from uniovseg.data.panoptic import encode_ids
+from uniovseg.data.sa1b import IMAGE_ENDINGS
 from uniovseg.data.vocabulary import load_vocabulary
 from uniovseg.errors import ConfigError, DataError
+from uniovseg.ops.run_length import RunLengthMasks
 
 PC59_IDS = (
     *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220),
@@ -156,6 +160,33 @@ def _city_segment(ids: LabelMap, number: int, is_thing: dict[int, bool]) -> dict
     return {"id": number, "category_id": label, "area": len(ys), "bbox": box, "iscrowd": int(number < 1000 and is_thing[label])}
 
 
+def _label_maps(root: Path) -> int:
+    """From the label maps in ``labels/`` and the images of the same names in ``images/``, at any depth, to ``instances.json``: a mask a value but 0."""
+    photos = [path.relative_to(root / "images") for path in _files(root / "images", "**/*") if path.suffix[1:].lower() in IMAGE_ENDINGS]
+    by_stem = {name.with_suffix(""): name for name in photos}
+    images: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    for path in (path for path in _files(root / "labels", "**/*") if path.suffix in ENDINGS):
+        stem = path.relative_to(root / "labels").with_suffix("")
+        if stem not in by_stem:
+            raise DataError("no image belongs to a label map", seen=path, allowed=f"{root / 'images' / stem}.{'|'.join(IMAGE_ENDINGS)}")
+        try:
+            labels = decode_labels(path.read_bytes())
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        height, width = labels.shape
+        images.append({"id": len(images) + 1, "file_name": by_stem[stem].as_posix(), "height": height, "width": width})
+        values = np.unique(labels[labels > 0])
+        masks = RunLengthMasks.from_dense(torch.from_numpy(labels == values[:, None, None]))
+        for counts, area, (x0, y0, x1, y1) in zip(masks.to_counts(), masks.area().tolist(), masks.boxes_xyxy().tolist(), strict=True):
+            shape = {"size": [height, width], "counts": counts.decode("ascii")}
+            note = {"segmentation": shape, "area": area, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0}
+            notes.append({"id": len(notes) + 1, "image_id": len(images), "category_id": 1, **note})
+    parsed = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "mask"}]}
+    _write(root / "instances.json", json.dumps(parsed).encode())
+    return len(images)
+
+
 PREPARATIONS: dict[str, Callable[[Path], int]] = {
     "ade20k_150": _ade20k_150,
     "ade20k_847": _ade20k_847,
@@ -165,6 +196,7 @@ PREPARATIONS: dict[str, Callable[[Path], int]] = {
     "voc_20": _voc(20),
     "voc_21": _voc(21),
     "cityscapes_panoptic": _cityscapes_panoptic,
+    "label_maps": _label_maps,
 }
 
 
