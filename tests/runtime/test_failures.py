@@ -3,7 +3,8 @@
 import pickle
 
 import pytest
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.train import Checkpoint, ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
@@ -11,6 +12,11 @@ from uniovseg.errors import ConfigError, DataError, DeviceMemoryError, TrainingE
 from uniovseg.runtime.failures import FailureBudget, explained
 
 KILLED = OutOfMemoryError("Task was killed due to the node running low on memory. Memory on the node (IP: 10.0.0.2) was 31.9GB / 32.0GB")
+
+
+def of_a_task(error: Exception) -> Exception:
+    """As Ray raises a task's error in who waits for it."""
+    return RayTaskError("make_samples", "Traceback", error).as_instanceof_cause()
 
 
 @pytest.mark.parametrize(
@@ -28,11 +34,12 @@ KILLED = OutOfMemoryError("Task was killed due to the node running low on memory
             ["worker 2 failed: too much; accumulate"],
         ),
         (WorkerGroupError("...", {0: UserExceptionWithTraceback(DataError("bad", seen="sa_7"), "Traceback")}), ["worker 0 failed: bad; seen: sa_7"]),
+        (WorkerGroupError("...", {0: of_a_task(of_a_task(DataError("bad", seen="sa_7")))}), ["worker 0 failed: bad; seen: sa_7"]),
         (WorkerGroupError("rank 0: Segmentation fault", {0: ActorDiedError()}), ["the training failed", "Segmentation fault"]),
     ],
 )
 def test_the_reason_is_in_the_users_words(error: TrainingFailedError, parts: list[str]) -> None:
-    text = str(explained(pickle.loads(pickle.dumps(error)), "4 of 1 CPUs"))  # noqa: S301 - as it comes from the controller
+    text = str(explained(pickle.loads(cloudpickle.dumps(error)), "4 of 1 CPUs"))  # noqa: S301 - as it comes from the controller
     assert "\n" not in text and all(part in text for part in parts), text
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.train import Checkpoint, ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
 
 from uniovseg.errors import ConfigError, DataError, TrainingError, UniOVSegError
@@ -13,9 +13,10 @@ INNER = ("_base_exc", "health_check_failure", "cause", "__cause__")
 
 
 def _chain(error: object) -> Iterator[BaseException]:
-    """An error and all that it wraps."""
+    """An error and all that it wraps, but for Ray's wrapping of a task's error, which is of that error's class too and says a traceback."""
     if isinstance(error, BaseException):
-        yield error
+        if not isinstance(error, RayTaskError):
+            yield error
         for name in INNER:
             yield from _chain(getattr(error, name, None))
 
