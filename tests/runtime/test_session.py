@@ -1,5 +1,6 @@
 """Paths of one machine on a cluster of several, without a cluster."""
 
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -7,7 +8,9 @@ import pytest
 import ray
 
 from uniovseg.errors import ConfigError
+from uniovseg.runtime import pool
 from uniovseg.runtime.parts import run_parts
+from uniovseg.runtime.pool import PoolConfig, over_items
 from uniovseg.runtime.session import require_shared
 
 LOCAL = {"source": "s3://bucket/tars", "output": "runs/x"}
@@ -28,6 +31,14 @@ def test_parts_are_not_written_to_the_disks_of_several_nodes(monkeypatch: pytest
         run_parts([MagicMock()], work, "ingesting parts", 1, LOCAL)
     work.assert_not_called()
     require_shared({"source": "s3://bucket/tars", "output": "s3://bucket/x"})
+
+
+def test_actors_of_several_nodes_do_not_read_and_write_their_own_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(8.0, 8.0))
+    monkeypatch.setattr(pool, "ray_session", lambda _: nullcontext())
+    with pytest.raises(ConfigError, match="the cluster has 2 nodes.*seen: output=runs/x"):
+        next(over_items(PoolConfig(workers=2), lambda: str, [1, 2], LOCAL))
+    assert list(over_items(PoolConfig(), lambda: str, [1, 2], LOCAL)) == ["1", "2"]  # in this process all paths are its own
 
 
 def test_one_node_may_have_its_own_paths(monkeypatch: pytest.MonkeyPatch) -> None:
