@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.config import key_help
 from uniovseg.data.benchmarks import open_benchmark
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
 from uniovseg.data.shapes_sets import write_panoptic
@@ -443,7 +444,9 @@ def test_the_program_trains_and_goes_on(config_file: Path, tmp_path: Path, capsy
     assert [line["step"] for line in again] == [1, 2, 3, 4, 4]
     for a, b in zip(again, whole, strict=True):
         assert a.get("loss", 0.0) == pytest.approx(b.get("loss", 0.0), abs=1e-6)
-    assert json.loads(capsys.readouterr().out) == pytest.approx(metrics, abs=1e-6)
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == pytest.approx(metrics, abs=1e-6)
+    assert (tmp_path / "run" / "report.json").read_text() == printed
 
 
 def test_the_program_says_what_is_wrong(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -451,11 +454,20 @@ def test_the_program_says_what_is_wrong(config_file: Path, tmp_path: Path, capsy
     assert main(["--config", str(config_file), "accumulate=3"]) == 2
     assert main(["--config", str(config_file), f"data.train={tmp_path}"]) == 1
     assert main(["--config", str(config_file), "output=s3://bucket/run"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 4
-    for line, part in zip(errors, ("did you mean 'steps'?", "batch_size does not divide", "not a shard set", "is a local folder"), strict=True):
+    assert main(["--config", str(config_file), "--dryrun"]) == 2
+    said = ("did you mean 'steps'?", "batch_size does not divide", "not a shard set", "is a local folder", "did you mean '--dry-run'?")
+    for line, part in zip(capsys.readouterr().err.splitlines(), said, strict=True):
         assert line.startswith("error: ")
         assert part in line
+
+
+def test_the_program_shows_its_keys_and_its_configuration(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(config_file), "--dry-run", "optim.lr=0.5"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["optim"]["lr"] == 0.5
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert key_help(TrainConfig) in capsys.readouterr().out
 
 
 def test_the_module_is_a_program(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from uniovseg import checkpoint
+from uniovseg import checkpoint, storage
 from uniovseg.checkpoint import CheckpointInfo
-from uniovseg.config import Config, flatten_values, load, validate
+from uniovseg.config import CommandLine, Config, flatten_values, key_help, load, to_yaml, validate
 from uniovseg.data.feed import planned_batches
 from uniovseg.data.makers import EntitySampleMaker, MaskSampleMaker, PairSampleMaker, SampleMaker
 from uniovseg.data.plan import Plan, groups_held
@@ -613,17 +613,29 @@ def run(config: TrainConfig, stopped: threading.Event | None = None) -> dict[str
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m uniovseg.training --config FILE [key=value ...]``; exit code 2 for a wrong configuration, 1 for another failure.
 
+    What `run` returns is printed, and written to the run's report.json.
     SIGTERM ends it after a checkpoint of the step it is in, with exit code 143 as signals have.
     """
-    parser = argparse.ArgumentParser(prog="python -m uniovseg.training", description="Train without Ray, in one process.")
+    parser = CommandLine(
+        prog="python -m uniovseg.training",
+        description="Train without Ray, in one process.",
+        epilog=key_help(TrainConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", required=True, help="YAML file, as for jobs/train.py; its Ray and MLflow keys are left aside")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
     stopped = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
+        arguments = parser.parse_args(argv)
         config = load(TrainConfig, arguments.config, arguments.overrides, ignore=RAY_KEYS)
-        sys.stdout.write(json.dumps(run(config, stopped)) + "\n")
+        if arguments.dry_run:
+            sys.stdout.write(to_yaml(config))
+            return 0
+        report = json.dumps(run(config, stopped)) + "\n"
+        storage.write_bytes(Location.of(config.output) / "report.json", report.encode())
+        sys.stdout.write(report)
     except TrainingStoppedError as error:
         sys.stderr.write(f"{error}\n")
         return 128 + signal.SIGTERM
