@@ -51,16 +51,16 @@ let sampleWords = "";
 async function run(text, todo, again = () => run(text, todo)) {
   work?.abort();
   const mine = (work = new AbortController());
-  status.begin(text, () => mine.abort());
+  status.begin(text, () => {
+    mine.abort();
+    status.say("Stopped.");
+  });
   try {
     await todo(mine.signal);
   } catch (error) {
-    if (work !== mine) return;
-    if (error.name === "AbortError") status.say("Stopped.");
-    else {
-      if (!(error instanceof ServiceError)) console.error(error);
-      status.fail(error, again);
-    }
+    if (work !== mine || error.name === "AbortError") return;
+    if (!(error instanceof ServiceError)) console.error(error);
+    status.fail(error, again);
   } finally {
     if (work === mine) {
       work = null;
@@ -284,9 +284,13 @@ function clear() {
 async function download(what) {
   const stem = picture.name.replace(/\.[^.]*$/, "");
   const result = results[mode];
-  if (what === "json") save(asJson(result, picture), `${stem}_segments.json`);
-  if (what === "overlay") save(await asOverlay(result, picture, stage.opacity), `${stem}_overlay.png`);
-  if (what === "ids") save(await asIdMap(result, picture), `${stem}_ids.png`);
+  try {
+    if (what === "json") save(asJson(result, picture), `${stem}_segments.json`);
+    if (what === "overlay") save(await asOverlay(result, picture, stage.opacity), `${stem}_overlay.png`);
+    if (what === "ids") save(await asIdMap(result, picture), `${stem}_ids.png`);
+  } catch (error) {
+    status.fail(error, () => download(what)); // there may be too little memory for a large picture
+  }
 }
 
 // -- listening --------------------------------------------------------------------------------------------------------------------------------------

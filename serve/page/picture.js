@@ -17,7 +17,8 @@ export async function readPicture(file, limits) {
     throw new ServiceError({ title: "The image cannot be read", detail: `“${file.name ?? "The file"}” is not a picture.`, seen: file.type || "unknown", allowed });
   }
   const scale = Math.min(1, limits.side / Math.max(bitmap.width, bitmap.height), Math.sqrt(limits.pixels / (bitmap.width * bitmap.height)));
-  const turned = file.type === "image/jpeg" && (await orientation(file)) > 1;
+  const photo = file.type === "image/jpeg";
+  const turned = photo && (await orientation(file)) > 1;
   const large = file.size > limits.bytes;
   const whole = { name: file.name ?? "image", note: "" };
   if (scale === 1 && !turned && !large && TAKEN.includes(file.type)) return { ...whole, file, bitmap, width: bitmap.width, height: bitmap.height };
@@ -26,7 +27,9 @@ export async function readPicture(file, limits) {
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
-  const sent = await canvas.convertToBlob(turned || large ? { type: "image/jpeg", quality: 0.95 } : { type: "image/png" });
+  const jpeg = () => canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
+  let sent = await (photo || large ? jpeg() : canvas.convertToBlob({ type: "image/png" }));
+  if (sent.size > limits.bytes) sent = await jpeg();
   const note = scale < 1 ? `Made smaller to ${canvas.width} × ${canvas.height}, which the service takes at most.` : "";
   return { ...whole, note, file: sent, bitmap: await createImageBitmap(sent), width: canvas.width, height: canvas.height };
 }

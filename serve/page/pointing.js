@@ -25,6 +25,7 @@ export function listen(stage, on) {
 
   canvas.addEventListener("pointerdown", (event) => {
     if (!on.prompting() || event.button !== 0) return;
+    if (!event.isPrimary) return release(); // a second finger: the page is moved or made larger
     corner = null;
     stage.show({ crosshair: null });
     canvas.setPointerCapture(event.pointerId);

@@ -41,9 +41,9 @@ export class Stage {
     this.draw();
   }
 
-  /** Place of the topmost visible segment at [x, y]; null where there is none. */
+  /** Place of the topmost visible segment at [x, y]; null where there is none, or what is drawn is not up to date. */
   placeAt([x, y]) {
-    if (!this.#found || !this.segments.length) return null;
+    if (this.#stale || !this.#found || !this.segments.length) return null;
     const { places, width, step } = this.#found;
     const place = places[Math.floor(y / step) * width + Math.floor(x / step)];
     return place ? place - 1 : null;

@@ -5,8 +5,8 @@ export class Status {
   #timer = 0;
 
   constructor() {
-    for (const id of ["status", "elapsed", "progress", "stop", "problem", "again", "dismiss"]) this[id] = document.getElementById(id);
-    this.dismiss.addEventListener("click", () => (this.problem.hidden = true));
+    for (const id of ["status", "elapsed", "progress", "stop", "problem", "again", "dismiss", "canvas", "choose"]) this[id] = document.getElementById(id);
+    this.dismiss.addEventListener("click", () => this.#close());
   }
 
   say(text) {
@@ -38,10 +38,16 @@ export class Status {
     const facts = [["Seen", error.seen], ["Allowed", error.allowed]].filter(([, value]) => value !== undefined && value !== null);
     this.problem.querySelector("dl").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", name), element("dd", inWords(value))]));
     this.again.onclick = () => {
-      this.problem.hidden = true;
+      this.#close();
       again();
     };
     this.problem.hidden = false;
+  }
+
+  /** Hides the problem, whose button has the focus: it goes to the image, or to where one is chosen. */
+  #close() {
+    this.problem.hidden = true;
+    (this.canvas.hidden ? this.choose : this.canvas).focus({ preventScroll: true });
   }
 }
 

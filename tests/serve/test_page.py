@@ -484,14 +484,17 @@ def test_pictures_are_sent_upright_within_limits_and_in_a_form_that_is_taken(pag
     sent = np.array(Image.open(io.BytesIO(next(iter(server.truth.files.values())))))
     assert sent.shape == (60, 40, 3)
     assert sent[10, 20, 0] > 200 > 50 > sent[50, 20, 0]
-    for data, kind, note, size in (
-        (encoded(image, "GIF"), "image/gif", "The image is ready.", (60, 40)),
-        (encoded(np.zeros((600, 1500, 3), np.uint8), "PNG"), "image/png", "Made smaller to 1000 × 400", (1000, 400)),
+    wide = np.zeros((600, 1500, 3), np.uint8)
+    for data, kind, note, size, form in (
+        (encoded(image, "GIF"), "image/gif", "The image is ready.", (60, 40), "PNG"),
+        (encoded(wide, "PNG"), "image/png", "Made smaller to 1000 × 400", (1000, 400), "PNG"),
+        (encoded(wide[:, :1200], "JPEG"), "image/jpeg", "Made smaller to 1000 × 500", (1000, 500), "JPEG"),
     ):
         server.truth.files.clear()
         choose_file(page, "picture", kind, data)
         status(page, note)
-        assert Image.open(io.BytesIO(next(iter(server.truth.files.values())))).size == size
+        sent_file = Image.open(io.BytesIO(next(iter(server.truth.files.values()))))
+        assert (sent_file.size, sent_file.format) == (size, form)
 
 
 def test_images_are_dropped_and_pasted(page: Page, server: Server) -> None:
@@ -573,9 +576,39 @@ def test_a_service_that_does_not_answer(page: Page) -> None:
     page.context.set_offline(True)
     page.locator("#segment").click()
     expect(page.locator("#problem")).to_contain_text("The service does not answer")
+    page.locator("#dismiss").click()
+    expect(page.locator("#canvas")).to_be_focused()
+    page.locator("#segment").click()
+    expect(page.locator("#problem")).to_be_visible()
     page.context.set_offline(False)
     page.locator("#again").click()
+    expect(page.locator("#canvas")).to_be_focused()
     status(page, "segments")
+
+
+def test_a_download_that_fails_is_told(page: Page) -> None:
+    take_sample(page)
+    page.locator("#segment").click()
+    status(page, "segments")
+    page.evaluate("() => { OffscreenCanvas.prototype.convertToBlob = () => Promise.reject(new Error('out of memory')); }")
+    page.locator("#save-overlay").click()
+    expect(page.locator("#problem")).to_contain_text("Out of memory.")
+
+
+def test_what_stops_work_has_the_last_word(page: Page) -> None:
+    """Work that another step makes needless ends without a word; the Stop button says so."""
+    take_sample(page)
+    page.route("**/v1/segment", lambda route: None)
+    page.locator("#segment").click()
+    status(page, "Looking")
+    page.locator("#stop").click()
+    expect(page.locator("#stop")).to_be_hidden()
+    status(page, "Stopped.")
+    page.locator("#segment").click()
+    status(page, "Looking")
+    page.locator("#tab-prompts").click()
+    expect(page.locator("#stop")).to_be_hidden()
+    status(page, "Click the image")
 
 
 def test_a_key_is_asked_for(open_page: Callable[..., Page], tmp_path: Path) -> None:
@@ -645,6 +678,11 @@ def test_a_finger_taps_holds_and_drags(open_page: Callable[..., Page], server: S
     assert isinstance(request, PromptRequest)
     assert request.labels == (1, 0)
 
+    send("touchStart", at(page, *inside(first)))
+    send("touchMove", at(page, *inside(first)), at(page, *inside(second)))  # a second finger points at nothing
+    send("touchMove", at(page, *inside(first)))
+    send("touchEnd")
+
     page.locator("input[name=tool][value=box]").tap()
     page.locator("#canvas").scroll_into_view_if_needed()
     send("touchStart", at(page, 100, 100))
@@ -655,7 +693,7 @@ def test_a_finger_taps_holds_and_drags(open_page: Callable[..., Page], server: S
         page.wait_for_timeout(50)
     request = server.truth.requests[-1]
     assert isinstance(request, PromptRequest)
-    assert np.abs(np.array(request.boxes[0]) - [100, 100, 100, 120]).max() < 3
+    assert len(server.truth.requests) == 3 and np.abs(np.array(request.boxes[0]) - [100, 100, 100, 120]).max() < 3
 
 
 LOOKS: dict[str, dict[str, Any]] = {"light": {}, "dark": {"color_scheme": "dark"}, "phone": PHONE, "phone_dark": PHONE | {"color_scheme": "dark"}}
