@@ -23,7 +23,7 @@ from uniovseg.config import key_help
 from uniovseg.data.benchmarks import open_benchmark
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
 from uniovseg.data.shapes_sets import write_panoptic
-from uniovseg.errors import CheckpointError, TrainingError
+from uniovseg.errors import CheckpointError, DeviceMemoryError, TrainingError
 from uniovseg.evaluation.words import evaluate_semantic
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.mask_generation import MaskGenerationConfig
@@ -259,6 +259,24 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tmp_path: Path, ti
         assert torch.equal(value, reference.state_dict()[name]), name
     assert method.finished == [0, 1]
     assert checkpoints(tmp_path / "bad") == []
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [("match", "step 0; .*raise accumulate"), ("optimizer", "step 0; .*raise accumulate"), ("validate", "validation after step 1; .*lower val")],
+)
+def test_too_little_memory_is_explained_wherever_it_runs_out(
+    tmp_path: Path, tiny_config: MaskGenerationConfig, monkeypatch: pytest.MonkeyPatch, where: str, said: str
+) -> None:
+    def exhausted(*_: object, **__: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    if where == "optimizer":
+        monkeypatch.setattr(torch.optim.AdamW, "step", exhausted)
+    parts = {where: exhausted} if where != "optimizer" else {}
+    config = configured(tiny_config, validation={"every": 1})
+    with pytest.raises(DeviceMemoryError, match=f"the device's memory does not hold (the )?{said}"):
+        train(config, Brightness(), feed(4), FolderRecorder(tmp_path, 2), **parts)
 
 
 def test_accumulation_equals_one_big_batch(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:

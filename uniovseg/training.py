@@ -293,16 +293,13 @@ def train(
             asked = time.perf_counter()
             batch = next(feed).to(device)
             waited += time.perf_counter() - asked
-            if match:
-                batch = match(batch, step)
-            seen.append(batch)
-            with (
-                memory_error_explained(config, step, batch),
-                accumulating(step_module, last=micro == config.accumulate - 1),
-                torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
-            ):
-                output = step_module(batch)
-                (output["loss"] / config.accumulate).backward()
+            with memory_error_explained(config, f"step {step}", batch):
+                batch = match(batch, step) if match else batch
+                seen.append(batch)
+                autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+                with accumulating(step_module, last=micro == config.accumulate - 1), autocast:
+                    output = step_module(batch)
+                    (output["loss"] / config.accumulate).backward()
             loss += output["loss"].detach()
             meter.add(output)
 
@@ -314,7 +311,8 @@ def train(
                 seen=f"loss {float(loss)}, gradient norm {float(norm)}, rank {rank}, samples {', '.join(key for each in seen for key in each.keys)}",
                 fix=f"the weights are unchanged; lower optim.lr, or look at the batch: torch.load({place!r}, weights_only=True)",
             )
-        optimizer.step()
+        with memory_error_explained(config, f"step {step}", batch):
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(step)
         done = step + 1
@@ -336,7 +334,8 @@ def train(
                 twin.load_state_dict(state, strict=False)
         if validate and rank == 0 and (done % config.validation.every == 0 or last):
             twin.eval()
-            metrics, pictures = validate(twin)
+            with memory_error_explained(config, f"the validation after step {done}", batch, "lower validation.points_per_side or method.size"):
+                metrics, pictures = validate(twin)
             twin.train()
             validated = metrics
             recorder.log(done, metrics)
@@ -352,16 +351,20 @@ def train(
     return metrics
 
 
+SMALLER_STEP = "raise accumulate, add workers, use precision=bf16 or parallel=fsdp, or lower the size of the view or data.sample.max_masks"
+"""What to do where the device's memory does not hold a step."""
+
+
 @contextmanager
-def memory_error_explained(config: TrainConfig, step: int, batch: Batch) -> Iterator[None]:
-    """Raise a DeviceMemoryError that says what to do where the block exhausts the device's memory."""
+def memory_error_explained(config: TrainConfig, what: str, batch: Batch, fix: str = SMALLER_STEP) -> Iterator[None]:
+    """Raise a DeviceMemoryError that says `what` was done, and what to do, where the block exhausts the device's memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(
-            f"the device's memory does not hold step {step}",
+            f"the device's memory does not hold {what}",
             seen=f"{len(batch.keys)} samples a micro-batch, precision {config.precision}; {' '.join(str(error).split())[:300]}",
-            fix="raise accumulate, add workers, use precision=bf16 or parallel=fsdp, or lower the size of the view or data.sample.max_masks",
+            fix=fix,
         ) from error
 
 
