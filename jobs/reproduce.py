@@ -19,12 +19,8 @@ from jobs import _cli
 from uniovseg.runtime.reproduce.job import ReproduceConfig, reproduce
 
 CONFIGS = Path(__file__).parent / "configs"
-DEFAULT = [
-    "--config",
-    str(CONFIGS / "reproduce.yaml"),
-    f"shapes.match={CONFIGS / 'match_shapes.yaml'}",
-    f"shapes.align={CONFIGS / 'stage2_shapes.yaml'}",
-]
+DEFAULT = CONFIGS / "reproduce.yaml"
+SHIPPED = ["--config", str(DEFAULT), f"shapes.match={CONFIGS / 'match_shapes.yaml'}", f"shapes.align={CONFIGS / 'stage2_shapes.yaml'}"]
 """The shipped settings, from whichever folder they are asked for."""
 
 
@@ -45,7 +41,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
     overrides += [f"{name}=true" for name in ("noise", "cost") if getattr(given, name)]
     if given.seeds is not None:
         overrides.append(f"seeds=[{given.seeds}]")
-    return [*(["--config", given.config] if given.config else DEFAULT), *overrides, *rest]
+    return [*(["--config", given.config] if given.config else SHIPPED), *overrides, *rest]
 
 
 if __name__ == "__main__":

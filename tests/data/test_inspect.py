@@ -46,7 +46,8 @@ def test_inspect_of_captions_and_of_pairs(tmp_path: Path) -> None:
     part = PartRange(name="a", source="x", begin=0, end=1)
     captions, matched = Location.of(tmp_path / "captions"), Location.of(tmp_path / "pairs")
     unnamed = Rejected(key="t2", source="x", offset=1, reason="no_entities", detail="What is it?")
-    write_manifest(captions, [write_records(part, [(0, named), (1, unnamed)], captions, 2, entities.to_table)])
+    texts: list[tuple[int, ImageEntities | Rejected]] = [(0, named), (1, unnamed)]
+    write_manifest(captions, [write_records(part, texts, captions, 2, entities.to_table)])
     write_manifest(matched, [write_records(part, [(0, paired)], matched, 2, pairs.to_table)])
     shown = shown_by(captions.uri, tmp_path / "drawn_captions")
     assert "entities 2 (2.0 a sample)" in shown and "masks" not in shown
