@@ -273,7 +273,7 @@ def test_too_little_memory_is_explained_wherever_it_runs_out(
 
     if where == "optimizer":
         monkeypatch.setattr(torch.optim.AdamW, "step", exhausted)
-    parts = {where: exhausted} if where != "optimizer" else {}
+    parts: dict[str, Any] = {where: exhausted} if where != "optimizer" else {}
     config = configured(tiny_config, validation={"every": 1})
     with pytest.raises(DeviceMemoryError, match=f"the device's memory does not hold (the )?{said}"):
         train(config, Brightness(), feed(4), FolderRecorder(tmp_path, 2), **parts)

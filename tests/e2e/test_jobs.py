@@ -158,6 +158,7 @@ def test_stage_1_trains_on_both_nodes(cluster: Cluster, shards: str, stage1: str
 
     report = report_of(stage1)
     assert (report["steps"], report["checkpoint"], report["workers"]) == (STEPS, f"{stage1}/model", [2])
+    assert all(list(folder.rglob("logs/train/ray-train-app-worker-*")) for folder in cluster.ray_folders)  # each node's own logs: it had a worker
     with checkpoint.opened(f"{stage1}/model") as folder:
         info = checkpoint.read_info(folder)
     assert (info.step, info.workers, info.metrics) == (STEPS, 2, report["metrics"])

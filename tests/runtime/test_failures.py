@@ -16,7 +16,8 @@ KILLED = OutOfMemoryError("Task was killed due to the node running low on memory
 
 def of_a_task(error: Exception) -> Exception:
     """As Ray raises a task's error in who waits for it."""
-    return RayTaskError("make_samples", "Traceback", error).as_instanceof_cause()
+    raised: Exception = RayTaskError("make_samples", "Traceback", error).as_instanceof_cause()
+    return raised
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,8 @@ def test_the_reason_is_in_the_users_words(error: TrainingFailedError, parts: lis
 
 
 def died(preempted: bool = False) -> Exception:
-    return WorkerHealthCheckFailedError("no answer", RayActorError(preempted=preempted))
+    error: Exception = WorkerHealthCheckFailedError("no answer", RayActorError(preempted=preempted))
+    return error
 
 
 def test_failures_count_from_the_newest_checkpoint_on() -> None:

@@ -269,7 +269,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_leaves_the_samples(r
     assert all(len(torch.load(path, weights_only=True)["batches"][0]["images"]) == 2 for path in kept)
 
 
-class Survived(ray.train.UserCallback):
+class Survived(ray.train.UserCallback):  # type: ignore[misc]
     """Writes down each failure after which the run went on."""
 
     def __init__(self, file: Path) -> None:
