@@ -1,5 +1,6 @@
 """The application on Ray Serve, with the packaged model: it answers right, and goes on answering when a replica dies or the model is swapped."""
 
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 from pycocotools import mask as coco_mask
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
@@ -23,6 +25,7 @@ from serve.settings import ModelSource, ServiceConfig
 from tests.cluster.files import ROOT
 from tests.cluster.test_serve_configs import unknown_keys
 from tests.serve.conftest import encoded
+from tests.serve.mutations import Mutations
 from uniovseg.data.shapes import CLASS_NAMES, Scene, SceneConfig, draw_scene, scene_rng
 
 SECONDS = 280.0
@@ -134,10 +137,28 @@ def test_problems_come_through(client: httpx2.Client, scene: Scene) -> None:
     assert client.get("/docs").status_code == 200
 
 
-def replica_pid() -> int:
+def pids() -> dict[str, list[int]]:
+    """The processes of each deployment."""
     details = serve.context._get_global_client().get_serve_details()
-    (replica,) = [item for item in details["applications"]["uniovseg"]["deployments"]["Segmenter"]["replicas"] if item["state"] == "RUNNING"]
-    return int(replica["pid"])
+    deployments = details["applications"]["uniovseg"]["deployments"].items()
+    return {name: [int(replica["pid"]) for replica in found["replicas"] if replica["state"] == "RUNNING"] for name, found in deployments}
+
+
+def replica_pid() -> int:
+    (found,) = pids()["Segmenter"]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_mutated_requests_end_no_process(client: httpx2.Client, scene: Scene) -> None:
+    """A share of those of `test_bad_input`, through Serve to the packaged model."""
+    before = pids()
+    for sent in itertools.islice(Mutations(Image.fromarray(scene.image), "uniovseg", seed=2), 500):
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in sent.headers.items()]
+        reply = client.request(sent.method, sent.path, headers=headers, content=sent.body)
+        assert reply.status_code < 500 or reply.status_code == 503, (sent.what, reply.text[:300])
+    assert pids() == before and all(before.values())
 
 
 @pytest.mark.cluster
