@@ -1,6 +1,5 @@
 """Match the masks and the entities of images: `python jobs/match.py entities=SET output=PAIRS`; look at the result with `jobs/match.py show PAIRS --n 20`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rich.console import Console
 
 from jobs import _cli
+from uniovseg.config import CommandLine
 from uniovseg.data.inspect import pictures_of_pairs
-from uniovseg.errors import UniOVSegError
+from uniovseg.errors import ConfigError, UniOVSegError
 from uniovseg.pictures import save_picture, tile
 from uniovseg.runtime.match import MatchConfig, match
 
@@ -25,18 +25,18 @@ def main(config: MatchConfig) -> dict[str, object]:
 
 def show(argv: Sequence[str]) -> int:
     """Draw the first pairs of a set."""
-    parser = argparse.ArgumentParser(prog="jobs/match.py show", description="Draw the pairs of a set.")
+    parser = CommandLine(prog="jobs/match.py show", description="Draw the pairs of a set.")
     parser.add_argument("pairs", help="folder or URI of the pairs")
     parser.add_argument("--n", type=int, default=20, help="images drawn")
     parser.add_argument("--out", default="runs/pairs.png", help="the picture")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         pictures = pictures_of_pairs(arguments.pairs, arguments.n)
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         save_picture(arguments.out, tile(pictures, columns=4, side=480))
     except UniOVSegError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     Console().print(f"drew {len(pictures)} images: {arguments.out}", soft_wrap=True)
     return 0
 

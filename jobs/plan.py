@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from jobs import _cli
-from uniovseg.config import load
+from uniovseg.config import CommandLine, load
 from uniovseg.errors import ConfigError, UniOVSegError
 from uniovseg.runtime.costs import Costs, read_figures
 from uniovseg.runtime.model_size import model_size
@@ -20,9 +20,9 @@ from uniovseg.runtime.refine import RefineConfig
 from uniovseg.runtime.train import TrainJobConfig
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    root = argparse.ArgumentParser(description=__doc__)
+    root = CommandLine(description=__doc__)
     root.add_argument("--config", required=True, type=_cli.config_file, help="YAML file of jobs/train.py or jobs/refine.py")
     root.add_argument("--gpus", type=int, nargs="+", default=[56], help="GPUs of the cluster; several: a column each")
     root.add_argument("--gpu", default="h200", help="kind of GPU that the costs have figures of, such as v100 or h200")
@@ -59,9 +59,8 @@ def plan(arguments: argparse.Namespace, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """2 for a wrong call or configuration, 1 for another failure."""
-    arguments = parser().parse_args(argv)
     try:
-        plan(arguments, Console())
+        plan(parser().parse_args(argv), Console())
     except UniOVSegError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1

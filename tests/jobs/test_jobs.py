@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import _cli, evaluate, ingest, make_shapes, match, predict, pretrain_clip, quickstart, real, refine, reproduce, train
+from jobs import _cli, evaluate, ingest, make_shapes, match, plan, predict, pretrain_clip, quickstart, real, refine, reproduce, train
 from jobs import benchmark as benchmark_job
 from uniovseg.config import Config, fields, key_help
 from uniovseg.data.shapes_sets import ShapesConfig
@@ -120,6 +120,22 @@ def test_pairs_that_are_not_there_cannot_be_shown(tmp_path: Path, capsys: pytest
     write_manifest(Location.of(tmp_path / "pairs"), [])
     assert match.show([str(tmp_path / "pairs"), "--out", str(tmp_path / "pairs.png")]) == 1
     assert capsys.readouterr().err.startswith("error: the set has no pairs; seen: the first 20 images of")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        (match.show, [], "error: the following arguments are required: pairs; see jobs/match.py show --help"),
+        (match.show, ["x", "--n", "two"], "error: argument --n: invalid int value: 'two'; see "),
+        (plan.main, ["--config", "stage1_sa1b.yaml", "--gpuz=8"], "error: unrecognized arguments: --gpuz=8 (did you mean '--gpu'?); see "),
+    ],
+)
+def test_wrong_options_are_one_line(
+    command: Callable[[Sequence[str]], int], arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(said) and error.count("\n") == 1
 
 
 def test_make_shapes_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
