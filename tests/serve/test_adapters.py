@@ -117,7 +117,7 @@ def asked(backend: Scripted) -> Any:
     return backend.calls[-1].request
 
 
-MUCH = [{}] * (Limits().request_bytes // 4)
+MUCH: list[dict[str, Any]] = [{}] * (Limits().request_bytes // 4)
 
 
 @pytest.mark.parametrize("path", ["/hf", "/cvat", "/label-studio/predict", "/v2/models/shapes/infer", "/v1/prompt"])

@@ -53,11 +53,11 @@ def test_busy_replicas_are_known_by_what_they_said(monkeypatch: pytest.MonkeyPat
         for described in (first, second):
             backend.mood = described
             assert await service.description() == described
-        for mood in (BUSY, None):
-            backend.mood = mood
+        for busy in (BUSY, None):
+            backend.mood = busy
             assert await service.description() == second
-        for mood in (LOST, LOST.refusal):
-            backend.mood = mood
+        for lost in (LOST, LOST.refusal):
+            backend.mood = lost
             assert await code() == "not_ready", "this is no sign of life"
         clock.now += DESCRIBED_SECONDS
         backend.mood = BUSY
