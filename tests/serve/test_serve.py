@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -147,6 +148,12 @@ def pids() -> dict[str, list[int]]:
 def replica_pid() -> int:
     (found,) = pids()["Segmenter"]
     return found
+
+
+@pytest.mark.cluster
+def test_a_replica_begins_with_few_heaps(url: str) -> None:
+    """The C library reads what the environment says when a process begins."""
+    assert b"MALLOC_ARENA_MAX=2" in Path(f"/proc/{replica_pid()}/environ").read_bytes().split(b"\0")
 
 
 @pytest.mark.slow
