@@ -78,7 +78,7 @@ def named(bucket: str) -> str:
 def pairs(cluster: Cluster, bucket: str, stage1: str, named: str) -> str:
     """Masks that the trained model proposes, matched with the names."""
     places = (f"entities={named}", f"checkpoint={stage1}/model", f"output={bucket}/matched")
-    small = (f"regions={REGIONS}", "pairing.points_per_side=4", "pairing.max_masks=10")
+    small = (f"regions={REGIONS}", "pairing.points_per_side=4", "pairing.max_masks=10", "pool.workers=2")
     cluster.submit("jobs/match.py", "--config", "jobs/configs/match_shapes.yaml", *places, *small, *TRACKED)
     return f"{bucket}/matched"
 
