@@ -15,6 +15,7 @@ from uniovseg.config import Config
 from uniovseg.mask_text_matching import FloatArray, MaskTextMatchingConfig, cost_matrix, match_mask_text
 from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.models.phrases import PhraseEmbeddings
+from uniovseg.postprocess import ProposalConfig
 from uniovseg.records import ImageEntities, ImagePairs
 
 
@@ -23,6 +24,7 @@ class PairingConfig(Config):
 
     max_masks: int = Field(100, ge=1, description="proposals of an image that are matched, best predicted IoU first")
     points_per_side: int | None = Field(None, ge=1, description="grid of point prompts; null: the segmenter's own")
+    proposals: ProposalConfig | None = Field(None, description="which masks of the grid are matched; null: the segmenter's own proposals")
     matching: MaskTextMatchingConfig = Field(MaskTextMatchingConfig(), description="costs, assignment, confidence")
 
 
@@ -46,7 +48,7 @@ def pair_image(
         adapted: the adapter's share in the region embeddings, in [0, 1]; 0: the frozen CLIP's.
     """
     embedded = method.embed(image)
-    proposals = method.propose(embedded, config.points_per_side)
+    proposals = method.propose(embedded, config.points_per_side, config.proposals)
     best = torch.arange(min(len(proposals.masks), config.max_masks))
     masks = proposals.masks.select(best)
     regions = method.region_embeddings(embedded, masks, adapted)

@@ -58,6 +58,17 @@ def test_every_image_has_its_costs_and_pairs(entity_set: Path, tmp_path: Path) -
     assert len(pictures) == 3 and all(min(picture.shape[:2]) >= 96 for picture in pictures)
 
 
+def test_threads_and_a_filter_of_its_own(entity_set: Path, tmp_path: Path) -> None:
+    everything = "pairing.proposals={min_predicted_iou: 0, nms_iou: 1, nms_inner: 1}"
+    match(config_of(entity_set, tmp_path / "one", everything))
+    match(config_of(entity_set, tmp_path / "two", everything, "pool.at_once=2"))
+    match(config_of(entity_set, tmp_path / "few", everything.replace("}", ", max_proposals: 2}")))
+    one, two, few = (list(ShardSet(tmp_path / name).read(pairs.to_record)) for name in ("one", "two", "few"))
+    assert [record.counts for record in two] == [record.counts for record in one]
+    assert [len(record.counts) for record in one] == [5] * 4
+    assert [record.counts for record in few] == [record.counts[:2] for record in one]
+
+
 def test_a_run_goes_on_where_it_was_stopped(entity_set: Path, tmp_path: Path) -> None:
     whole = match(config_of(entity_set, tmp_path))
     before = list(ShardSet(tmp_path).read(pairs.to_record))

@@ -198,14 +198,20 @@ class PromptableSegmenter(Method):
         return mask_logits(masks.take(None), self.generator.mask_decoder.features(embedded.pixel))[0]
 
     @torch.no_grad()
-    def propose(self, embedded: EmbeddedImage, points_per_side: int | None = None) -> Prediction:
-        """Masks of everything: a grid of points, cut by predicted IoU before any mask is made, then inner-NMS, then source resolution."""
+    def propose(self, embedded: EmbeddedImage, points_per_side: int | None = None, proposals: ProposalConfig | None = None) -> Prediction:
+        """Masks of everything: a grid of points, cut by predicted IoU before any mask is made, then inner-NMS, then source resolution.
+
+        Args:
+            embedded: the image.
+            points_per_side, proposals: grid and filter; None: those of the configuration.
+        """
         height, width = embedded.size
+        wanted = proposals or self.config.proposals
         points = grid_points(points_per_side or self.config.test_points_per_side, torch.tensor([0, 0, width, height])).to(self.device)
         decoded = MaskEmbeddings.cat([self.embed_points(embedded, chunk) for chunk in points.split(self.config.prompts_per_call)])
-        kept = decoded.take(decoded.iou_probs >= self.config.proposals.min_predicted_iou)
+        kept = decoded.take(decoded.iou_probs >= wanted.min_predicted_iou)
         logits = self.mask_logits(embedded, kept)
-        masks, quality = filter_proposals(self.config.proposals, logits, kept.iou_probs, embedded.view, embedded.size)
+        masks, quality = filter_proposals(wanted, logits, kept.iou_probs, embedded.view, embedded.size)
         return Prediction(masks=masks, quality=quality, class_scores=torch.zeros(len(masks), 0))
 
     @torch.no_grad()

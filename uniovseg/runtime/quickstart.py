@@ -46,10 +46,10 @@ class QuickstartConfig(Config):
     evaluation: int = Field(64, ge=8, description="labelled scenes to evaluate on")
     curve: int = Field(0, ge=0, description="how many of them stage 1 is scored on as it learns, every `validation.every` steps; 0: none")
     train: str = Field("jobs/configs/stage1_shapes.yaml", description="configuration of stage 1")
-    steps: int = Field(400, ge=1, description="optimizer steps of stage 1")
+    steps: int = Field(500, ge=1, description="optimizer steps of stage 1")
     match: str = Field("jobs/configs/match_shapes.yaml", description="configuration of mask-text matching")
     align: str = Field("jobs/configs/stage2_shapes.yaml", description="configuration of stage 2")
-    align_steps: int = Field(600, ge=1, description="optimizer steps of stage 2; stage 2 is left out where image_text is 0")
+    align_steps: int = Field(1000, ge=1, description="optimizer steps of stage 2; stage 2 is left out where image_text is 0")
     threads: int = Field(1, ge=1, description="CPU threads of torch; on two cores a second one costs more than it gives, beside the feed")
     images_at_once: int = Field(2, ge=1, description="images evaluated at a time, each by such threads")
     tracking: TrackingConfig = Field(
