@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from serve.calls import Call
 from serve.host import Host
@@ -42,6 +43,7 @@ def test_late_work_stops(host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(TimeoutError):
         engine.answer(engine.embed([image])[0], request_, until=2)
     assert begun == 2
+    assert torch.is_grad_enabled()
     begun = 0
     engine.answer(engine.embed([image])[0], request_)
     assert begun == count
