@@ -103,7 +103,7 @@ def test_what_names_nothing_is_rejected_with_its_caption(tmp_path: Path, pairs: 
 
 def test_an_output_of_other_settings_is_refused(source: str, tmp_path: Path) -> None:
     refine_here(RefineConfig(source=source, output=str(tmp_path)))
-    with pytest.raises(ConfigError, match=r"another source, or of another part_samples, refine, parser"):
+    with pytest.raises(ConfigError, match=r"another source, or of another part_samples, captions_per_image, refine, parser"):
         refine_here(RefineConfig(source=source, output=str(tmp_path), parser="nltk"))
 
 
