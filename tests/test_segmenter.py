@@ -23,7 +23,7 @@ from uniovseg.methods.promptable import RegionConfig
 from uniovseg.models.clip import CHECKPOINT, ClipConfig, weights_digest
 from uniovseg.models.mask_generator import build_mask_generator
 from uniovseg.open_vocabulary import SegmentationConfig, instances, panoptic_map, semantic_map
-from uniovseg.postprocess import ProposalConfig
+from uniovseg.postprocess import ProposalConfig, resize_logits
 from uniovseg.records import Category, Vocabulary
 from uniovseg.segmenter import Segmenter, to_array
 from uniovseg.segments import Segment, Task, masks_of
@@ -121,6 +121,21 @@ def test_boxes_give_one_mask_each(segmenter: Segmenter, image: NDArray[np.uint8]
     for segment in segments:
         check(segment, (50, 90))
     assert segmenter.boxes(image, [0, 0, 90, 50]) == segmenter.boxes(image, np.array([[0, 0, 90, 50]]))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_windows_cut_a_boxs_mask_exactly(tiny_method: MaskGeneration, image: NDArray[np.uint8], seed: int) -> None:
+    torch.manual_seed(seed)
+    generator = build_mask_generator(tiny_method.config.generator.model_copy(update={"box_windows": True}), tiny_method.clip.feature_channels)
+    segmenter = Segmenter(MaskGeneration(tiny_method.config, tiny_method.clip, generator).eval())
+    embedded, box = segmenter.embed(image), [7, 9, 31, 42]
+    decoded = segmenter.method.embed_boxes(embedded, torch.tensor([box], dtype=torch.float32)).flat()
+    logits, _ = segmenter.method.uncut_logits(embedded, decoded)
+    inside = np.zeros((50, 90), bool)
+    inside[9:42, 7:31] = True
+    (segment,) = segmenter.boxes(embedded, [box])
+    assert np.array_equal(segment.mask(), (resize_logits(logits, embedded.view, (50, 90)) > 0)[0].numpy() & inside)
+    assert segment.area > 0
 
 
 def test_everything_is_sorted_and_without_near_duplicates(tiny_method: MaskGeneration, image: NDArray[np.uint8]) -> None:

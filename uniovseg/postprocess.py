@@ -29,7 +29,9 @@ class ProposalConfig(Config):
     max_proposals: int = Field(1000, ge=1, description="most masks of an image, best first")
 
 
-def filter_proposals(config: ProposalConfig, logits: Tensor, ious: Tensor, view: View, size: tuple[int, int]) -> tuple[RunLengthMasks, Tensor]:
+def filter_proposals(
+    config: ProposalConfig, logits: Tensor, ious: Tensor, view: View, size: tuple[int, int], limits_xyxy: Tensor | None = None
+) -> tuple[RunLengthMasks, Tensor]:
     """Drop bad and doubled masks, then resize the survivors.
 
     Args:
@@ -37,6 +39,7 @@ def filter_proposals(config: ProposalConfig, logits: Tensor, ious: Tensor, view:
         logits: [k, h, w] over the view.
         ious: [k] predicted IoU in [0, 1].
         view, size: where the source image, (h, w) pixels, lies in the view.
+        limits_xyxy: [k, 4] boxes in source pixels that the masks are cut to; None: no mask is cut.
 
     Returns:
         Masks at source resolution and their predicted IoU [K], best first; none if nothing survives.
@@ -46,13 +49,14 @@ def filter_proposals(config: ProposalConfig, logits: Tensor, ious: Tensor, view:
     kept = ious >= config.min_predicted_iou
     if config.min_stability > 0:
         kept &= stability(logits) >= config.min_stability
-    logits, ious = logits[kept], ious[kept]
-    inside = valid_cells(view, (logits.shape[-2], logits.shape[-1]), logits.device)
-    binary = (logits > 0)[:, inside]
-    filled = binary.any(1)
-    logits, ious, binary = logits[filled], ious[filled], binary[filled]
-    best = inner_nms(binary, ious, config.nms_iou, config.nms_inner)[: config.max_proposals]
-    masks, quality = masks_from_logits(logits[best], view, size), ious[best]
+    cells = (logits.shape[-2], logits.shape[-1])
+    covered = logits > 0
+    if limits_xyxy is not None:
+        covered &= touched(limits_xyxy, cells, max(size) / cells[1])
+    binary = covered[:, valid_cells(view, cells, logits.device)]
+    rows = torch.nonzero(kept & binary.any(1)).flatten()
+    rows = rows[inner_nms(binary[rows], ious[rows], config.nms_iou, config.nms_inner)[: config.max_proposals]]
+    masks, quality = masks_from_logits(logits[rows], view, size, None if limits_xyxy is None else limits_xyxy[rows]), ious[rows]
     large = torch.nonzero(masks.area() >= max(config.min_area, 1)).flatten()
     return masks.select(large), quality[large.to(quality.device)].float().cpu()
 
@@ -78,9 +82,30 @@ def resize_logits(logits: Tensor, view: View, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits[None].float(), size=(side, side), mode="bilinear", align_corners=False)[0, :, : size[0], : size[1]]
 
 
-def masks_from_logits(logits: Tensor, view: View, size: tuple[int, int]) -> RunLengthMasks:
-    """Masks at source resolution (logit above 0) from [k, h, w] logits over a view, a few at a time; on the CPU."""
+def touched(boxes_xyxy: Tensor, cells: tuple[int, int], side: float = 1.0) -> Tensor:
+    """Cells of a grid of (h, w) square cells, `side` pixels each, that boxes [k, 4] in pixels touch by more than their edge: [k, h, w] bool."""
+    left, top, right, bottom = (boxes_xyxy.float() / side).unbind(1)
+    down, across = (torch.arange(count, device=boxes_xyxy.device) for count in cells)
+    slack = 1e-3  # of a cell: boxes come from fractions
+    rows = (down + 1 > top[:, None] + slack) & (down < bottom[:, None] - slack)
+    columns = (across + 1 > left[:, None] + slack) & (across < right[:, None] - slack)
+    return rows[:, :, None] & columns[:, None]
+
+
+def dense_masks(logits: Tensor, view: View, size: tuple[int, int], limits_xyxy: Tensor | None = None) -> Tensor:
+    """Masks [k, H, W] bool at source resolution (logit above 0) from [k, h, w] logits over a view, cut to boxes [k, 4] in source pixels if given.
+
+    They are cut here and not on the logits' grid, whose cells are several pixels wide and would be blended with what is cut off.
+    """
+    masks = resize_logits(logits, view, size) > 0
+    return masks if limits_xyxy is None else masks & touched(limits_xyxy, size)
+
+
+def masks_from_logits(logits: Tensor, view: View, size: tuple[int, int], limits_xyxy: Tensor | None = None) -> RunLengthMasks:
+    """`dense_masks` in run-length form, made a few at a time; on the CPU."""
     if len(logits) == 0:
         return RunLengthMasks.empty(size)
     step = max(1, PIXELS_AT_ONCE // max(size) ** 2)  # the whole canvas is resized, its padding too
-    return RunLengthMasks.cat([RunLengthMasks.from_dense((resize_logits(part, view, size) > 0).cpu()) for part in torch.split(logits, step)])
+    limits = [None] * len(logits) if limits_xyxy is None else limits_xyxy.split(step)
+    parts = (dense_masks(part, view, size, limit) for part, limit in zip(logits.split(step), limits, strict=False))
+    return RunLengthMasks.cat([RunLengthMasks.from_dense(part.cpu()) for part in parts])

@@ -27,7 +27,6 @@ from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
 from uniovseg.models.clip import ClipConfig, check_digest
 from uniovseg.models.mask_decoder import MaskEmbeddings
 from uniovseg.open_vocabulary import SegmentationConfig, instances, panoptic_map, semantic_map
-from uniovseg.postprocess import masks_from_logits
 from uniovseg.records import Prediction, Vocabulary
 from uniovseg.segments import Segment, Segmentation, Task, describe_instances, describe_masks, describe_named, describe_panoptic, describe_semantic
 
@@ -165,7 +164,7 @@ class Segmenter:
     def _segments(
         self, embedded: EmbeddedImage, decoded: MaskEmbeddings, vocabulary: VocabularyLike | None, config: SegmentationConfig
     ) -> list[Segment]:
-        masks = masks_from_logits(self.method.mask_logits(embedded, decoded), embedded.view, embedded.size)
+        masks = self.method.masks(embedded, decoded)
         prediction = Prediction(masks=masks, quality=decoded.iou_probs.float().cpu(), class_scores=torch.zeros(len(masks), 0))
         return self._described(embedded, prediction, vocabulary, config)
 

@@ -25,7 +25,7 @@ from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
 from uniovseg.models.mask_decoder import MaskEmbeddings
 from uniovseg.ops.points import grid_points
 from uniovseg.ops.run_length import RunLengthMasks
-from uniovseg.postprocess import PIXELS_AT_ONCE, masks_from_logits, resize_logits, valid_cells
+from uniovseg.postprocess import PIXELS_AT_ONCE, dense_masks, touched, valid_cells
 from uniovseg.records import ImageMasks
 from uniovseg.threads import map_threads
 
@@ -132,7 +132,7 @@ def masks_by_box(method: PromptableSegmenter, sample: LabelledImage) -> tuple[Ru
     masks = _with_pixels(sample.masks)
     embedded = method.embed(sample.image)
     found = method.embed_boxes(embedded, masks.boxes_xyxy().to(method.device).float()).flat()
-    return masks, masks_from_logits(method.mask_logits(embedded, found), embedded.view, embedded.size)
+    return masks, method.masks(embedded, found)
 
 
 def _with_pixels(masks: RunLengthMasks) -> RunLengthMasks:
@@ -155,13 +155,16 @@ def _best_point_iou(method: PromptableSegmenter, embedded: EmbeddedImage, truth:
 
 def _coarse_iou(method: PromptableSegmenter, embedded: EmbeddedImage, masks: MaskEmbeddings, truth: RunLengthMasks) -> Tensor:
     """[k, n] IoU on a grid over the part of the canvas that shows image: the grid of the logits, or a finer one where that is too coarse to rank masks."""
-    logits = method.mask_logits(embedded, masks)
+    logits, limits = method.uncut_logits(embedded, masks)
     side = max(logits.shape[-1], min(COARSE_CELLS, embedded.view.size[1]))
     if side > logits.shape[-1]:
         logits = F.interpolate(logits[None].float(), size=(side, side), mode="bilinear", align_corners=False)[0]
     height, width = logits.shape[-2:]
     inside = valid_cells(embedded.view, (height, width), logits.device).flatten()
-    predicted = ((logits.flatten(1) > 0) & inside).float()
+    covered = logits > 0
+    if limits is not None:
+        covered &= touched(limits, (height, width), max(embedded.size) / width)
+    predicted = (covered.flatten(1) & inside).float()
     labels = truth.sample(embedded.view.cell_centres(height, width, logits.device)).float()
     shared = predicted @ labels.T
     return shared / (predicted.sum(1, keepdim=True) + labels.sum(1) - shared).clamp(min=1)
@@ -172,7 +175,8 @@ def _paired_iou(method: PromptableSegmenter, embedded: EmbeddedImage, masks: Mas
     ious = []
     step = max(1, PIXELS_AT_ONCE // (embedded.size[0] * embedded.size[1]))
     for rows in torch.arange(len(truth), device=method.device).split(step):
-        predicted = resize_logits(method.mask_logits(embedded, masks.take(rows)), embedded.view, embedded.size) > 0
+        logits, limits = method.uncut_logits(embedded, masks.take(rows))
+        predicted = dense_masks(logits, embedded.view, embedded.size, limits)
         labels = truth.select(rows).to_dense()
         shared = (predicted & labels).flatten(1).sum(1)
         ious.append(shared.double() / (predicted | labels).flatten(1).sum(1).clamp(min=1))

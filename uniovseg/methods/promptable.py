@@ -30,7 +30,7 @@ from uniovseg.models.pixel_decoder import PixelFeatures
 from uniovseg.models.text_classifier import TEMPLATE_SETS, TextClassifier, build_text_classifier, template_set
 from uniovseg.ops.points import grid_points
 from uniovseg.ops.run_length import RunLengthMasks
-from uniovseg.postprocess import ProposalConfig, filter_proposals
+from uniovseg.postprocess import ProposalConfig, filter_proposals, masks_from_logits
 from uniovseg.records import Prediction, View, Vocabulary
 
 VOCABULARIES_KEPT, TEXT_BYTES_KEPT = 32, 64 * 1024**2
@@ -198,6 +198,24 @@ class PromptableSegmenter(Method):
         return mask_logits(masks.take(None), self.generator.mask_decoder.features(embedded.pixel))[0]
 
     @torch.no_grad()
+    def uncut_logits(self, embedded: EmbeddedImage, masks: MaskEmbeddings) -> tuple[Tensor, Tensor | None]:
+        """Logits [k, h, w] of k masks in one row as if they had no windows, and the windows as boxes [k, 4] in source pixels, None where there are none.
+
+        Together they are what masks at source resolution are made of (`uniovseg.postprocess.dense_masks`).
+        """
+        limits = None
+        if masks.windows is not None:
+            height, width = embedded.view.size
+            corners = masks.windows.reshape(-1, 2, 2) * masks.windows.new_tensor([width, height])
+            limits = embedded.view.to_source(corners).reshape(-1, 4)
+        return self.mask_logits(embedded, masks._replace(windows=None)), limits
+
+    def masks(self, embedded: EmbeddedImage, masks: MaskEmbeddings) -> RunLengthMasks:
+        """k masks in one row at source resolution, on the CPU."""
+        logits, limits = self.uncut_logits(embedded, masks)
+        return masks_from_logits(logits, embedded.view, embedded.size, limits)
+
+    @torch.no_grad()
     def propose(self, embedded: EmbeddedImage, points_per_side: int | None = None, proposals: ProposalConfig | None = None) -> Prediction:
         """Masks of everything: a grid of points, cut by predicted IoU before any mask is made, then inner-NMS, then source resolution.
 
@@ -210,8 +228,8 @@ class PromptableSegmenter(Method):
         points = grid_points(points_per_side or self.config.test_points_per_side, torch.tensor([0, 0, width, height])).to(self.device)
         decoded = MaskEmbeddings.cat([self.embed_points(embedded, chunk) for chunk in points.split(self.config.prompts_per_call)])
         kept = decoded.take(decoded.iou_probs >= wanted.min_predicted_iou)
-        logits = self.mask_logits(embedded, kept)
-        masks, quality = filter_proposals(wanted, logits, kept.iou_probs, embedded.view, embedded.size)
+        logits, limits = self.uncut_logits(embedded, kept)
+        masks, quality = filter_proposals(wanted, logits, kept.iou_probs, embedded.view, embedded.size, limits)
         return Prediction(masks=masks, quality=quality, class_scores=torch.zeros(len(masks), 0))
 
     @torch.no_grad()
