@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import cv2
 import numpy as np
 from pydantic import Field
 from rich.console import Console
@@ -33,7 +34,7 @@ from uniovseg.data.views import ViewConfig
 from uniovseg.records import ImageMasks, MaskBatch, MaskSample
 from uniovseg.runtime.datasets import PlannedRows
 from uniovseg.runtime.feeding import Feeding, FeedWorkers, take_steps
-from uniovseg.runtime.session import ray_session
+from uniovseg.runtime.session import KEEP_FREED_MEMORY, ray_session
 from uniovseg.runtime.shards import PartRange, write_manifest, write_part
 from uniovseg.storage import Location
 
@@ -87,6 +88,7 @@ class _Rows(IterableDataset[MaskSample]):
         self.uri, self.maker = uri, maker
 
     def __iter__(self) -> Iterator[MaskSample]:
+        cv2.setNumThreads(1)  # as Ray Data's tasks
         shards, info = ShardSet(self.uri), get_worker_info()
         assert info is not None
         for epoch in count():
@@ -197,7 +199,7 @@ def _synthetic(config: FeedBenchmarkConfig, stack: ExitStack) -> list[Line]:
     stack.callback(store.close)
     proxy = FaultProxy(store.endpoint)
     stack.callback(proxy.close)
-    stack.enter_context(_environment(store.environment(proxy.endpoint)))
+    stack.enter_context(_environment(store.environment(proxy.endpoint) | KEEP_FREED_MEMORY))  # for all alike: `ray_session` sets it too
     boto3.session.Session().client("s3", endpoint_url=store.endpoint).create_bucket(Bucket="feed")
     large, small = (_put(config, kind, f"s3://feed/{name}") for name, kind in (("large", config.large), ("small", config.small)))
     assert storage.exists(Location(large)) and storage.exists(Location(small))
