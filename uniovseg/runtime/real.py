@@ -56,8 +56,9 @@ class RealConfig(Config):
     train: str = Field("jobs/configs/stage1_real.yaml", description="configuration of stage 1")
     match: str = Field("jobs/configs/match_real.yaml", description="configuration of mask-text matching")
     align: str = Field("jobs/configs/stage2_real.yaml", description="configuration of stage 2")
-    evaluation: int = Field(40, ge=1, description="most images evaluated of each set")
+    evaluation: int = Field(100, ge=1, description="most images evaluated of each set")
     threads: int = Field(1, ge=1, description="CPU threads of torch, a worker; on two cores two workers of one thread are the fastest")
+    images_at_once: int = Field(2, ge=1, description="images evaluated at a time, each by such threads")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
@@ -116,6 +117,7 @@ def _run(config: RealConfig, root: Path, started: float) -> dict[str, Any]:
                 output=str(out / f"evaluation/{name}_{model}"),
                 pictures=0,
                 threads=config.threads,
+                images_at_once=config.images_at_once,
             )
             scores[name][model] = evaluate_promptable_job(settings)["promptable"]
     words = _words(config, root)
