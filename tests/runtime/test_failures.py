@@ -1,7 +1,6 @@
 """What Ray's errors are turned into."""
 
 import pickle
-from typing import Any
 
 import pytest
 from ray import cloudpickle
@@ -10,7 +9,7 @@ from ray.train import Checkpoint, ControllerError, TrainingFailedError, WorkerGr
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from uniovseg.errors import ConfigError, DataError, DeviceMemoryError, TrainingError, UniOVSegError
-from uniovseg.runtime.failures import FailureBudget, explained, fit_again
+from uniovseg.runtime.failures import FailureBudget, explained
 
 KILLED = OutOfMemoryError("Task was killed due to the node running low on memory. Memory on the node (IP: 10.0.0.2) was 31.9GB / 32.0GB")
 
@@ -76,21 +75,3 @@ def test_what_another_try_would_meet_again_ends_the_run_at_once(kind: type[UniOV
     budget = FailureBudget(9, "4 of 1 CPUs")
     with pytest.raises(TrainingError, match="worker 1 failed: sample sa_7: the image cannot be decoded"):
         budget.after_exception(None, {0: ConnectionError("the others are gone"), 1: kind("sample sa_7: the image cannot be decoded")})
-
-
-def test_a_run_whose_worker_died_as_it_started_is_fitted_again() -> None:
-    result, tries = object(), list[TrainingFailedError | None]()
-
-    def fit() -> Any:
-        if (error := tries.pop(0)) is not None:
-            raise error
-        return result
-
-    died_at_the_start = ControllerError(ActorDiedError())
-    tries[:] = [died_at_the_start, died_at_the_start, None]
-    assert fit_again(fit, 2) is result and not tries
-    for rest in ([died_at_the_start] * 3, [ControllerError(ValueError("snapshot"))], [WorkerGroupError("...", {0: ActorDiedError()})]):
-        tries[:] = rest
-        with pytest.raises(type(rest[0])):
-            fit_again(fit, 2)
-        assert not tries

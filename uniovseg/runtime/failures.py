@@ -1,15 +1,12 @@
 """How often a training's workers may fail, and Ray's reasons for its end in a user's words: what happened, and what to do."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
-from ray.train import Checkpoint, ControllerError, Result, TrainingFailedError, UserCallback, WorkerGroupError
+from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.train import Checkpoint, ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
 
 from uniovseg.errors import ConfigError, DataError, TrainingError, UniOVSegError
-
-logger = logging.getLogger(__name__)
 
 INNER = ("_base_exc", "health_check_failure", "cause", "__cause__")
 """Where the errors of Ray Train hold what they wrap."""
@@ -22,18 +19,6 @@ def _chain(error: object) -> Iterator[BaseException]:
             yield error
         for name in INNER:
             yield from _chain(getattr(error, name, None))
-
-
-def fit_again(fit: Callable[[], Result], most: int) -> Result:
-    """`fit` a run, and up to `most` times again where a worker died just as all had been started, which Ray takes for a failure of its controller."""
-    for _ in range(most):
-        try:
-            return fit()
-        except ControllerError as error:
-            if not isinstance(error.controller_failure, RayActorError):
-                raise
-            logger.warning("a worker died as the workers were started; starting them again")
-    return fit()
 
 
 class FailureBudget(UserCallback):  # type: ignore[misc]

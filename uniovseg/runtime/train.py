@@ -34,7 +34,7 @@ from uniovseg.errors import CheckpointError, DeviceMemoryError, StorageError, Tr
 from uniovseg.records import Batch
 from uniovseg.runtime import doctor
 from uniovseg.runtime.datasets import PlannedRows, ray_batches
-from uniovseg.runtime.failures import FailureBudget, explained, fit_again
+from uniovseg.runtime.failures import FailureBudget, explained
 from uniovseg.runtime.ray_storage import ray_filesystem
 from uniovseg.runtime.recorder import RayRecorder
 from uniovseg.runtime.registry import register_finished, with_files
@@ -272,7 +272,7 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
         )
         try:
             with progress_bar(output, config.steps), stopped_by_sigterm(output):
-                result = fit_again(trainer.fit, config.max_failures)
+                result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise explained(error, config.describe_workers) from error
         if result.return_value is not None:
