@@ -52,6 +52,39 @@ class Job:
         self.process.wait(30)
 
 
+class ResubmittedJob(Job):
+    """A job that is submitted again, as its message asks for, where a worker died in the moment in which Ray launched all: Ray then gives up the run.
+
+    Args:
+        submit: submits it.
+    """
+
+    def __init__(self, submit: Callable[[], Job]) -> None:
+        self._submit = submit
+        self._take(submit())
+
+    def _take(self, job: Job) -> None:
+        self.log, self.process = job.log, job.process
+
+    def _given_up(self) -> bool:
+        return self.process.returncode not in (None, 0) and "Ray's controller of the training failed" in self.printed()
+
+    def require_running(self) -> None:
+        """As of any job, after it was submitted again where that is due."""
+        self.process.poll()
+        if self._given_up():
+            self._take(self._submit())
+        super().require_running()
+
+    def succeed(self) -> None:
+        """As of any job, submitted again as often as that is due."""
+        self.process.wait(SECONDS)
+        while self._given_up():
+            self._take(self._submit())
+            self.process.wait(SECONDS)
+        super().succeed()
+
+
 class Deployment:
     """A store behind a proxy, a tracking server, and a Ray head that trains on itself; `stack` ends them.
 

@@ -3,13 +3,14 @@
 import os
 import random
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.fault.conftest import Tally
-from tests.fault.deployment import Deployment, Job, fill, last_step, reported, wait, wait_until
+from tests.fault.deployment import Deployment, Job, ResubmittedJob, fill, last_step, reported, wait, wait_until
 from tests.fault.training import EVERY, STEPS, Outcome, Training, require_same
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
@@ -50,7 +51,7 @@ def test_random_kills_of_workers(deployment: Deployment, training: Training, und
     output = training.output("killed")
     targets = sorted(rng.sample(range(1, STEPS - 12), KILLS))
     seen, known = set[psutil.Process](), dict[str, datetime]()
-    job = training.start("killed", f"max_failures={2 * KILLS}", "start_minutes=60")
+    job = ResubmittedJob(partial(training.start, "killed", f"max_failures={2 * KILLS}", "start_minutes=60"))
     for target in targets:
         kill_one(deployment, job, output, target, seen, rng)
         known |= reported(output)
