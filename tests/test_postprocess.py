@@ -6,7 +6,7 @@ from torch import Tensor
 
 from uniovseg import postprocess
 from uniovseg.data.views import fit_view
-from uniovseg.postprocess import ProposalConfig, dense_masks, filter_proposals, masks_from_logits, resize_logits, stability, touched
+from uniovseg.postprocess import ProposalConfig, dense_masks, filter_proposals, masks_from_logits, resize_logits, stability
 
 LANDSCAPE, CANVAS, CELLS = (40, 64), 64, 32
 VIEW = fit_view(CANVAS, *LANDSCAPE)  # the lower 24 of 64 rows are padding: 12 of the 32 rows of the logits
@@ -102,16 +102,6 @@ def test_masks_at_source_resolution_a_few_at_a_time(monkeypatch: pytest.MonkeyPa
 def test_a_box_of_cells_becomes_the_box_of_pixels_it_covers() -> None:
     masks = masks_from_logits(boxes((4, 6, 12, 10)), VIEW, LANDSCAPE)
     assert masks.boxes_xyxy().tolist() == [[8, 12, 24, 20]]
-
-
-def test_touched_are_the_cells_that_a_box_overlaps() -> None:
-    boxes_xyxy = torch.tensor([[2.0, 3.0, 7.0, 6.0], [2.5, 0.0, 2.6, 9.0], [4.0 - 1e-5, 4.0, 8.0 + 1e-5, 8.0], [-5.0, -5.0, 0.0, 50.0]])
-    found = touched(boxes_xyxy, (5, 4), side=2.0)
-    for (x0, y0, x1, y1), mask in zip(boxes_xyxy.round(decimals=3).tolist(), found, strict=True):
-        for row in range(5):
-            for column in range(4):
-                overlaps = 2 * column < x1 and 2 * column + 2 > x0 and 2 * row < y1 and 2 * row + 2 > y0
-                assert bool(mask[row, column]) == overlaps, (x0, y0, x1, y1, row, column)
 
 
 def test_masks_are_cut_at_the_source_pixel_and_not_at_the_cell() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uniovseg.config import Config
-from uniovseg.ops.masks import inner_nms
+from uniovseg.ops.masks import cells_in_boxes, inner_nms
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import View
 
@@ -49,11 +49,8 @@ def filter_proposals(
     kept = ious >= config.min_predicted_iou
     if config.min_stability > 0:
         kept &= stability(logits) >= config.min_stability
-    cells = (logits.shape[-2], logits.shape[-1])
-    covered = logits > 0
-    if limits_xyxy is not None:
-        covered &= touched(limits_xyxy, cells, max(size) / cells[1])
-    binary = covered[:, valid_cells(view, cells, logits.device)]
+    inside = valid_cells(view, (logits.shape[-2], logits.shape[-1]), logits.device)
+    binary = grid_masks(logits, size, limits_xyxy)[:, inside]
     rows = torch.nonzero(kept & binary.any(1)).flatten()
     rows = rows[inner_nms(binary[rows], ious[rows], config.nms_iou, config.nms_inner)[: config.max_proposals]]
     masks, quality = masks_from_logits(logits[rows], view, size, None if limits_xyxy is None else limits_xyxy[rows]), ious[rows]
@@ -82,14 +79,15 @@ def resize_logits(logits: Tensor, view: View, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits[None].float(), size=(side, side), mode="bilinear", align_corners=False)[0, :, : size[0], : size[1]]
 
 
-def touched(boxes_xyxy: Tensor, cells: tuple[int, int], side: float = 1.0) -> Tensor:
-    """Cells of a grid of (h, w) square cells, `side` pixels each, that boxes [k, 4] in pixels touch by more than their edge: [k, h, w] bool."""
-    left, top, right, bottom = (boxes_xyxy.float() / side).unbind(1)
-    down, across = (torch.arange(count, device=boxes_xyxy.device) for count in cells)
-    slack = 1e-3  # of a cell: boxes come from fractions
-    rows = (down + 1 > top[:, None] + slack) & (down < bottom[:, None] - slack)
-    columns = (across + 1 > left[:, None] + slack) & (across < right[:, None] - slack)
-    return rows[:, :, None] & columns[:, None]
+SLACK = 1e-3
+"""Of a cell: what a box must reach into it, as boxes come from fractions that are not exact."""
+
+
+def grid_masks(logits: Tensor, size: tuple[int, int], limits_xyxy: Tensor | None) -> Tensor:
+    """Masks [k, h, w] bool on the logits' own grid over the whole canvas of an image of `size` (h, w), cut to boxes [k, 4] in source pixels if given."""
+    masks = logits > 0
+    cells = (logits.shape[-2], logits.shape[-1])
+    return masks if limits_xyxy is None else masks & cells_in_boxes(limits_xyxy * (cells[1] / max(size)), cells, SLACK)
 
 
 def dense_masks(logits: Tensor, view: View, size: tuple[int, int], limits_xyxy: Tensor | None = None) -> Tensor:
@@ -98,7 +96,7 @@ def dense_masks(logits: Tensor, view: View, size: tuple[int, int], limits_xyxy: 
     They are cut here and not on the logits' grid, whose cells are several pixels wide and would be blended with what is cut off.
     """
     masks = resize_logits(logits, view, size) > 0
-    return masks if limits_xyxy is None else masks & touched(limits_xyxy, size)
+    return masks if limits_xyxy is None else masks & cells_in_boxes(limits_xyxy, size, SLACK)
 
 
 def masks_from_logits(logits: Tensor, view: View, size: tuple[int, int], limits_xyxy: Tensor | None = None) -> RunLengthMasks:
@@ -106,6 +104,6 @@ def masks_from_logits(logits: Tensor, view: View, size: tuple[int, int], limits_
     if len(logits) == 0:
         return RunLengthMasks.empty(size)
     step = max(1, PIXELS_AT_ONCE // max(size) ** 2)  # the whole canvas is resized, its padding too
-    limits = [None] * len(logits) if limits_xyxy is None else limits_xyxy.split(step)
-    parts = (dense_masks(part, view, size, limit) for part, limit in zip(logits.split(step), limits, strict=False))
-    return RunLengthMasks.cat([RunLengthMasks.from_dense(part.cpu()) for part in parts])
+    parts = (slice(begin, begin + step) for begin in range(0, len(logits), step))
+    dense = (dense_masks(logits[part], view, size, None if limits_xyxy is None else limits_xyxy[part]) for part in parts)
+    return RunLengthMasks.cat([RunLengthMasks.from_dense(masks.cpu()) for masks in dense])

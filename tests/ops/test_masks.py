@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from uniovseg.ops import masks as masks_module
-from uniovseg.ops.masks import inner_nms
+from uniovseg.ops.masks import cells_in_boxes, inner_nms
 
 
 def slow_nms(masks: Tensor, scores: Tensor, iou_threshold: float, inner_threshold: float) -> list[int]:
@@ -65,3 +65,13 @@ def test_equal_scores_keep_the_first() -> None:
 
 def test_no_masks() -> None:
     assert nms(torch.zeros(0, 40, dtype=torch.bool), []) == []
+
+
+def test_cells_in_boxes_are_those_that_a_box_overlaps() -> None:
+    boxes_xyxy = torch.tensor([[2.0, 3.0, 7.0, 6.0], [2.5, 0.0, 2.6, 9.0], [4.0 - 1e-5, 4.0, 8.0 + 1e-5, 8.0], [-5.0, -5.0, 0.0, 50.0]])
+    found = cells_in_boxes(boxes_xyxy / 2, (5, 4), 1e-3)
+    for (x0, y0, x1, y1), mask in zip(boxes_xyxy.round(decimals=3).tolist(), found, strict=True):
+        for row in range(5):
+            for column in range(4):
+                overlaps = 2 * column < x1 and 2 * column + 2 > x0 and 2 * row < y1 and 2 * row + 2 > y0
+                assert bool(mask[row, column]) == overlaps, (x0, y0, x1, y1, row, column)

@@ -25,7 +25,7 @@ from uniovseg.methods.promptable import EmbeddedImage, PromptableSegmenter
 from uniovseg.models.mask_decoder import MaskEmbeddings
 from uniovseg.ops.points import grid_points
 from uniovseg.ops.run_length import RunLengthMasks
-from uniovseg.postprocess import PIXELS_AT_ONCE, dense_masks, touched, valid_cells
+from uniovseg.postprocess import PIXELS_AT_ONCE, dense_masks, grid_masks, valid_cells
 from uniovseg.records import ImageMasks
 from uniovseg.threads import map_threads
 
@@ -161,10 +161,7 @@ def _coarse_iou(method: PromptableSegmenter, embedded: EmbeddedImage, masks: Mas
         logits = F.interpolate(logits[None].float(), size=(side, side), mode="bilinear", align_corners=False)[0]
     height, width = logits.shape[-2:]
     inside = valid_cells(embedded.view, (height, width), logits.device).flatten()
-    covered = logits > 0
-    if limits is not None:
-        covered &= touched(limits, (height, width), max(embedded.size) / width)
-    predicted = (covered.flatten(1) & inside).float()
+    predicted = (grid_masks(logits, embedded.size, limits).flatten(1) & inside).float()
     labels = truth.sample(embedded.view.cell_centres(height, width, logits.device)).float()
     shared = predicted @ labels.T
     return shared / (predicted.sum(1, keepdim=True) + labels.sum(1) - shared).clamp(min=1)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from uniovseg.models.layers import MLP, Attention, FeedForward, PositionEncoding, PromptAttention
 from uniovseg.models.pixel_decoder import PixelFeatures
+from uniovseg.ops.masks import cells_in_boxes
 
 CUT_LOGIT = -8.0
 """Logit of a mask outside its window: probability 0.0003."""
@@ -166,12 +167,7 @@ class MaskDecoder(nn.Module):
 def in_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
     """Cells of an (h, w) grid over the view that windows [..., 4] (fractions) touch: [..., h, w] bool. A window of no extent touches one cell or two."""
     height, width = size
-    rows = torch.arange(height, device=windows.device)
-    columns = torch.arange(width, device=windows.device)
-    left, top, right, bottom = (windows.float() * windows.new_tensor([width, height, width, height]).float()).unbind(-1)
-    across = (columns + 1 >= left[..., None]) & (columns <= right[..., None])
-    down = (rows + 1 >= top[..., None]) & (rows <= bottom[..., None])
-    return down[..., :, None] & across[..., None, :]
+    return cells_in_boxes(windows.float() * windows.new_tensor([width, height, width, height]).float(), size)
 
 
 def mask_logits(masks: MaskEmbeddings, features: Tensor) -> Tensor:

@@ -1,10 +1,19 @@
-"""Dense binary masks: suppression of near-duplicates."""
+"""Dense binary masks: boxes as cells of a grid, and suppression of near-duplicates."""
 
 import torch
 from torch import Tensor
 
 BLOCK = 128
 """Masks that `inner_nms` compares at once with those kept so far."""
+
+
+def cells_in_boxes(boxes_xyxy: Tensor, cells: tuple[int, int], slack: float = 0.0) -> Tensor:
+    """Cells of an (h, w) grid that boxes [..., 4], in cells, overlap or touch by at least `slack` of a cell: [..., h, w] bool."""
+    left, top, right, bottom = boxes_xyxy.float().unbind(-1)
+    down, across = (torch.arange(count, device=boxes_xyxy.device) for count in cells)
+    rows = (down + 1 >= top[..., None] + slack) & (down <= bottom[..., None] - slack)
+    columns = (across + 1 >= left[..., None] + slack) & (across <= right[..., None] - slack)
+    return rows[..., :, None] & columns[..., None, :]
 
 
 def inner_nms(masks: Tensor, scores: Tensor, iou_threshold: float, inner_threshold: float) -> Tensor:
