@@ -24,6 +24,7 @@ from uniovseg import storage
 from uniovseg.config import Config
 from uniovseg.errors import CheckpointError, StorageError
 from uniovseg.parallel import like_parameter, load_shards, shard_names
+from uniovseg.storage import Location
 
 SHIPPED = {"shapes": "weights/shapes"}
 """Checkpoints that are package data, by name."""
@@ -62,6 +63,11 @@ def save(folder: Path, info: CheckpointInfo, state: dict[str, Tensor], optimizer
     except SafetensorError as error:
         raise StorageError("the checkpoint cannot be written", seen=f"{folder}: {error}") from error
     storage.write_bytes(storage.Location.of(folder / MANIFEST), info.model_dump_json(indent=2).encode())
+
+
+def located(uri: str) -> str:
+    """The URI of a checkpoint as processes with another working directory find it: names in `SHIPPED` and registered ones stay as they are."""
+    return uri if uri in SHIPPED or uri.startswith(REGISTERED) else Location.of(uri).uri
 
 
 @contextmanager

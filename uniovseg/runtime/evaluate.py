@@ -11,6 +11,7 @@ from pydantic import Field
 from rich.progress import track
 
 from uniovseg import storage
+from uniovseg.checkpoint import located
 from uniovseg.config import Config
 from uniovseg.data.coco import CocoImage, iter_records, read_annotations
 from uniovseg.data.promptable_sets import PROMPTABLE_SETS, find_promptable_set
@@ -112,7 +113,7 @@ def evaluate_promptable_job(config: PromptableJobConfig) -> dict[str, Any]:
     """Evaluate; writes images.csv, report.html, and ``everything.png`` of the first images beside the report, and returns the scores."""
     started = time.perf_counter()
     parts = labelled_parts(config)
-    config = config.model_copy(update={"checkpoint": _absolute(config.checkpoint)})  # actors have another working directory
+    config = config.model_copy(update={"checkpoint": located(config.checkpoint)})  # actors have another working directory
     method = _load(config)
     count = sum(map(len, parts))
     total = NO_SCORES
@@ -131,10 +132,6 @@ def evaluate_promptable_job(config: PromptableJobConfig) -> dict[str, Any]:
         open_run().log_bytes(name, data)
     written = {key: f"{config.output}/{name}" for key, name in (("by_image", "images.csv"), ("page", "report.html"), ("picture", "everything.png"))}
     return {"promptable": summary, "images": count, **written, "seconds": seconds}
-
-
-def _absolute(checkpoint: str) -> str:
-    return checkpoint if checkpoint == "shapes" else Location.of(checkpoint).uri
 
 
 def _load(config: PromptableJobConfig) -> PromptableSegmenter:

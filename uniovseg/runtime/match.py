@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 from rich.progress import track
 
+from uniovseg.checkpoint import located
 from uniovseg.config import Config
 from uniovseg.data import entities, pairs
 from uniovseg.data.images import decode_image
@@ -80,8 +81,7 @@ def match(config: MatchConfig) -> dict[str, Any]:
         DataError: `entities` is no image-entities set.
     """
     started = time.perf_counter()
-    checkpoint = config.checkpoint if config.checkpoint == "shapes" else Location.of(config.checkpoint).uri
-    paths = {"output": Location.of(config.output).uri, "entities": Location.of(config.entities).uri, "checkpoint": checkpoint}
+    paths = {"output": Location.of(config.output).uri, "entities": Location.of(config.entities).uri, "checkpoint": located(config.checkpoint)}
     config = config.model_copy(update=paths)  # workers have another working directory
     output, source = Location(config.output), ShardSet(config.entities)
     shards = source.manifest.shards

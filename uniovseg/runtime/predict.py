@@ -20,6 +20,7 @@ from pydantic import Field
 from rich.progress import track
 
 from uniovseg import storage
+from uniovseg.checkpoint import located
 from uniovseg.config import Config
 from uniovseg.data.benchmarks import with_ids_of
 from uniovseg.data.images import decode_image
@@ -157,8 +158,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         StorageError: something cannot be read or written, for a reason that is not one image's.
     """
     started = time.perf_counter()
-    checkpoint = config.checkpoint if config.checkpoint == "shapes" else Location.of(config.checkpoint).uri
-    paths = {"images": Location.of(config.images).uri, "output": Location.of(config.output).uri, "checkpoint": checkpoint}
+    paths = {"images": Location.of(config.images).uri, "output": Location.of(config.output).uri, "checkpoint": located(config.checkpoint)}
     config = config.model_copy(update=paths)  # workers have another working directory
     output, vocabulary = Location(config.output), load_vocabulary(config.vocabulary)
     if config.category_ids is not None:

@@ -170,9 +170,7 @@ def with_absolute_paths(config: TrainJobConfig) -> TrainJobConfig:
     method, weights = config.method, config.method.clip.weights
     if weights is not None and Path(weights).is_file():
         method = method.model_copy(update={"clip": method.clip.model_copy(update={"weights": Location.of(weights).uri})})
-    init = config.init
-    if init is not None and init not in checkpoint.SHIPPED and not init.startswith(checkpoint.REGISTERED):
-        init = Location.of(init).uri
+    init = None if config.init is None else checkpoint.located(config.init)
     paths = {"output": Location.of(config.output).uri, "init": init, "data": data, "validation": validation, "method": method}
     return config.model_copy(update=paths)
 

@@ -150,8 +150,7 @@ def run_steps(config: ShapesWorldConfig, steps: Sequence[Step], seeds: Sequence[
     location = Location.of(folder)
     if not location.is_local:
         raise ConfigError("the shapes world is drawn on this machine", seen=folder, allowed="a local folder as output")
-    stage1 = config.stage1 if config.stage1 in checkpoint.SHIPPED else Location.of(config.stage1).uri
-    config = config.model_copy(update={"stage1": stage1})  # actors have another working directory
+    config = config.model_copy(update={"stage1": checkpoint.located(config.stage1)})  # actors have another working directory
     console = Console()
     began = time.perf_counter()
     places = {seed: location / f"seed{seed}" for seed in seeds}

@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from uniovseg import storage
+from uniovseg.checkpoint import located
 from uniovseg.config import Config, load, validate
 from uniovseg.errors import ConfigError
 from uniovseg.runtime import doctor
@@ -62,8 +63,7 @@ class Scales(Task):
     def __init__(self, config: SweepConfig, task: ScalesTask) -> None:
         self.task, self.output = task, Location.of(config.output)
         job = load(MatchConfig, task.match, task.overrides)
-        checkpoint = job.checkpoint if job.checkpoint == "shapes" else Location.of(job.checkpoint).uri
-        self.job: MatchConfig = job.model_copy(update={"checkpoint": checkpoint})
+        self.job: MatchConfig = job.model_copy(update={"checkpoint": located(job.checkpoint)})
         self.base: ScaleSet = ScaleSet(sizes=task.sizes, matching=job.pairing.matching)
         self.figures = ("class_accuracy", "accuracy") if isinstance(task.truth, LabelledTruth) else ("precision", "recall", "f1")
         self.slots = max(job.pool.workers, config.max_concurrent) + 1
