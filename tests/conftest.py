@@ -12,7 +12,10 @@ from moto.server import ThreadedMotoServer
 from safetensors.torch import save_file
 
 from tests.object_store import fault_proxy, object_store, store_bucket  # noqa: F401 (fixtures)
-from uniovseg.data.shapes import SceneConfig, image_masks
+from uniovseg import checkpoint
+from uniovseg.checkpoint import CheckpointInfo
+from uniovseg.data.shapes import SceneConfig, draw_scene, image_masks, scene_rng
+from uniovseg.data.shapes_sets import write_panoptic
 from uniovseg.losses import LossConfig
 from uniovseg.matching import MatchingConfig
 from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig, build_mask_generation
@@ -95,6 +98,22 @@ def tiny_method(tiny_config: MaskGenerationConfig) -> MaskGeneration:
     method = build_mask_generation(tiny_config, 0)
     method.eval()
     return method
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_method: MaskGeneration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny method's checkpoint."""
+    folder = tmp_path_factory.mktemp("model")
+    checkpoint.save(folder, CheckpointInfo(step=0, method=tiny_method.config.model_dump(mode="json")), tiny_method.state())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose evaluation/ holds four labelled scenes of 96 px, as `uniovseg.data.benchmarks` finds them by the name of shapes."""
+    folder = tmp_path_factory.mktemp("world")
+    write_panoptic((draw_scene(SCENE, scene_rng(0, 9, index), held_out=True) for index in range(4)), folder / "evaluation", SCENE)
+    return folder
 
 
 @pytest.fixture(scope="session")

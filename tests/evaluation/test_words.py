@@ -1,6 +1,7 @@
 """Open-vocabulary evaluation: a method that knows the answer scores 1, and one with faults scores what a confusion matrix and panopticapi's rules give."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from uniovseg.data.benchmarks import UNLABELLED, LabelledSet, PanopticSample, as_semantic, open_benchmark, read_image
-from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
-from uniovseg.data.shapes_sets import write_panoptic
 from uniovseg.evaluation.true_masks import truth_masks
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
 from uniovseg.methods.base import Method
@@ -22,11 +21,8 @@ CONFIG = SegmentationConfig()
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> LabelledSet:
-    folder = tmp_path_factory.mktemp("shapes")
-    scene = SceneConfig(size=96)
-    write_panoptic((draw_scene(scene, scene_rng(0, 9, index), held_out=True) for index in range(4)), folder / "evaluation", scene)
-    return open_benchmark("shapes", str(folder))
+def world(labelled_scenes: Path) -> LabelledSet:
+    return open_benchmark("shapes", str(labelled_scenes))
 
 
 class Oracle(Method):

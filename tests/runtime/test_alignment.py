@@ -14,8 +14,6 @@ from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import load, validate
 from uniovseg.data.benchmarks import LabelledSet, open_panoptic, read_image
-from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
-from uniovseg.data.shapes_sets import write_panoptic
 from uniovseg.methods.catalog import build_method
 from uniovseg.methods.mask_text_alignment import MaskTextAlignment, MaskTextAlignmentConfig
 from uniovseg.methods.promptable import PromptableSegmenter
@@ -33,12 +31,9 @@ SIZES = ((128,), (96, 192))
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(labelled_scenes: Path) -> Path:
     """Four labelled scenes of 96 px."""
-    folder = tmp_path_factory.mktemp("world")
-    scene = SceneConfig(size=96)
-    write_panoptic((draw_scene(scene, scene_rng(0, 9, index), held_out=True) for index in range(4)), folder, scene)
-    return folder
+    return labelled_scenes / "evaluation"
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs import evaluate
-from uniovseg import checkpoint
-from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import load
 from uniovseg.data.coco import iter_records, read_annotations
-from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
-from uniovseg.data.shapes_sets import write_panoptic
 from uniovseg.errors import DataError
 from uniovseg.evaluation.promptable import NO_SCORES, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.methods.mask_generation import MaskGeneration
@@ -21,30 +17,18 @@ from uniovseg.runtime.evaluate import PromptableJobConfig, evaluate_promptable_j
 from uniovseg.runtime.shards import write_manifest
 from uniovseg.storage import Location
 
-SETTINGS = ["promptable.points_per_side=3", "device=cpu", "pictures=1"]
+SETTINGS = ["promptable.points_per_side=3", "device=cpu", "pictures=1", "limit=3"]
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    scene = SceneConfig(size=96)
-    write_panoptic((draw_scene(scene, scene_rng(0, 9, index), held_out=True) for index in range(3)), folder, scene)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tiny_method: MaskGeneration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    checkpoint.save(folder, CheckpointInfo(step=0, method=tiny_method.config.model_dump(mode="json")), tiny_method.state())
-    return folder
-
-
-def test_scores_table_and_page(world: Path, model: Path, tiny_method: MaskGeneration, tmp_path: Path) -> None:
-    annotations = f"{world}/panoptic.json"
+def test_scores_table_and_page(labelled_scenes: Path, tiny_checkpoint: Path, tiny_method: MaskGeneration, tmp_path: Path) -> None:
+    annotations = f"{labelled_scenes}/evaluation/panoptic.json"
     assert (
-        evaluate.main(["promptable", f"annotations={annotations}", f"checkpoint={model}", f"output={tmp_path}", *SETTINGS, "images_at_once=2"]) == 0
+        evaluate.main(
+            ["promptable", f"annotations={annotations}", f"checkpoint={tiny_checkpoint}", f"output={tmp_path}", *SETTINGS, "images_at_once=2"]
+        )
+        == 0
     )
-    samples = labelled(iter_records(read_annotations(annotations, f"{world}/images")))
+    samples = labelled(iter_records(read_annotations(annotations, f"{labelled_scenes}/evaluation/images")[:3]))
     expected = sum(evaluate_promptable(tiny_method, samples, PromptableConfig(points_per_side=3)), NO_SCORES)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["promptable"] == pytest.approx(expected.summary()) and report["images"] == 3
@@ -70,8 +54,8 @@ def test_a_shard_set_is_read_by_row_groups(shapes_shards: Path, scenes: list[Ima
 
 
 @pytest.mark.cluster
-def test_actors_give_the_same(world: Path, model: Path, tmp_path: Path, ray_cluster: None) -> None:
-    settings = [f"annotations={world}/panoptic.json", f"checkpoint={model}", *SETTINGS]
+def test_actors_give_the_same(labelled_scenes: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
+    settings = [f"annotations={labelled_scenes}/evaluation/panoptic.json", f"checkpoint={tiny_checkpoint}", *SETTINGS]
     alone = evaluate_promptable_job(load(PromptableJobConfig, None, [*settings, f"output={tmp_path}/alone"]))
     spread = evaluate_promptable_job(load(PromptableJobConfig, None, [*settings, f"output={tmp_path}/spread", "pool.workers=2"]))
     assert spread["promptable"] == pytest.approx(alone["promptable"])

@@ -10,40 +10,19 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from jobs import evaluate
-from uniovseg import checkpoint
-from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import load, validate
 from uniovseg.data.benchmarks import BENCHMARKS, open_benchmark
-from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
-from uniovseg.data.shapes_sets import write_panoptic
 from uniovseg.errors import ConfigError, DataError
 from uniovseg.evaluation.mask_classification import MaskClassificationConfig, MaskClassificationScore, classify_masks
 from uniovseg.evaluation.source import SourceConfig, open_source
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
-from uniovseg.methods.mask_generation import MaskGeneration, MaskGenerationConfig
+from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.metrics import PanopticScore, SemanticScore
 from uniovseg.models.clip import ClipConfig, load_clip
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.runtime.evaluate_words import WordsJobConfig, evaluate_semantic_job
 from uniovseg.runtime.pool import PoolConfig, over_items, use_threads
 from uniovseg.segmenter import Segmenter
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    scene = SceneConfig(size=96)
-    write_panoptic((draw_scene(scene, scene_rng(0, 9, index), held_out=True) for index in range(4)), folder / "evaluation", scene)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tiny_method: MaskGeneration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's checkpoint, naming regions at its own small canvas."""
-    folder = tmp_path_factory.mktemp("model")
-    checkpoint.save(folder, CheckpointInfo(step=0, method=tiny_method.config.model_dump(mode="json")), tiny_method.state())
-    return folder
-
 
 SETTINGS = ["method.regions.sizes=[64]", "method.regions.templates=simple", "device=cpu", "pictures=1"]
 
@@ -52,13 +31,13 @@ def run(task: str, *arguments: object) -> None:
     assert evaluate.main([task, *(str(item) for item in arguments)]) == 0
 
 
-def test_semantic_and_panoptic(root: Path, model: Path, mlflow_uri: str, tmp_path: Path) -> None:
-    found = open_benchmark("shapes", str(root))
-    source = [f"checkpoint={model}", "benchmark=shapes", f"root={root}", "limit=2", *SETTINGS]
+def test_semantic_and_panoptic(labelled_scenes: Path, tiny_checkpoint: Path, mlflow_uri: str, tmp_path: Path) -> None:
+    found = open_benchmark("shapes", str(labelled_scenes))
+    source = [f"checkpoint={tiny_checkpoint}", "benchmark=shapes", f"root={labelled_scenes}", "limit=2", *SETTINGS]
     for task in ("semantic", "panoptic"):
         run(task, *source, f"output={tmp_path}/{task}", f"tracking.uri={mlflow_uri}", "tracking.experiment=words")
     config = load(WordsJobConfig, None, [*source, f"output={tmp_path}"])
-    method = Segmenter.load(model, "cpu", config.method).method
+    method = Segmenter.load(tiny_checkpoint, "cpu", config.method).method
     items, classes = found.items[:2], len(found.vocabulary)
     results = list(evaluate_semantic(method, found.semantic(items), found.vocabulary, SegmentationConfig()))
     semantic = sum((item.score for item in results), SemanticScore.zero(classes))
@@ -92,13 +71,13 @@ def test_semantic_and_panoptic(root: Path, model: Path, mlflow_uri: str, tmp_pat
     assert logged["semantic"].data.tags["job"] == "semantic"
 
 
-def test_mask_classification(root: Path, clip_weights: Path, tmp_path: Path) -> None:
-    found = open_benchmark("shapes", str(root))
+def test_mask_classification(labelled_scenes: Path, clip_weights: Path, tmp_path: Path) -> None:
+    found = open_benchmark("shapes", str(labelled_scenes))
     sizes = "masks.sizes=[64, 96]"
     run(
         "mask_classification",
         "benchmark=shapes",
-        f"root={root}",
+        f"root={labelled_scenes}",
         sizes,
         "masks.templates=simple",
         f"clip.weights={clip_weights}",
@@ -119,11 +98,11 @@ def test_mask_classification(root: Path, clip_weights: Path, tmp_path: Path) -> 
     assert right / expected["masks"] == pytest.approx(expected["subsets"]["64+96"]["accuracy"])
 
 
-def test_sources(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+def test_sources(labelled_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(labelled_scenes))
     found = open_source(SourceConfig(benchmark="shapes", limit=2))
     assert (found.name, len(found.items)) == ("shapes", 2)
-    folder = root / "evaluation"
+    folder = labelled_scenes / "evaluation"
     same = open_source(SourceConfig(annotations=str(folder / "panoptic.json"), panoptic=str(folder / "panoptic")))
     assert [(item.id, item.name) for item in same.vocabulary.categories] == [(item.id, item.name) for item in found.vocabulary.categories]
     assert same.items[:2] == tuple(replace(item) for item in found.items)
@@ -207,8 +186,8 @@ def test_items_in_this_process() -> None:
 
 
 @pytest.mark.cluster
-def test_actors_give_the_same(root: Path, model: Path, tmp_path: Path, ray_cluster: None) -> None:
-    settings = [f"checkpoint={model}", "benchmark=shapes", f"root={root}", "limit=2", *SETTINGS]
+def test_actors_give_the_same(labelled_scenes: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
+    settings = [f"checkpoint={tiny_checkpoint}", "benchmark=shapes", f"root={labelled_scenes}", "limit=2", *SETTINGS]
     alone = evaluate_semantic_job(load(WordsJobConfig, None, [*settings, f"output={tmp_path}/alone"]))
     spread = evaluate_semantic_job(load(WordsJobConfig, None, [*settings, f"output={tmp_path}/spread", "pool.workers=2"]))
     assert spread["semantic"] == alone["semantic"]

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from uniovseg import checkpoint
-from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.data.benchmarks import BENCHMARKS, open_benchmark
 from uniovseg.data.coco import iter_records, read_annotations
 from uniovseg.data.images import decode_image
@@ -21,7 +19,6 @@ from uniovseg.errors import DataError
 from uniovseg.evaluation.mask_classification import MaskClassificationConfig, MaskClassificationScore, classify_masks
 from uniovseg.evaluation.promptable import NO_SCORES, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
-from uniovseg.methods.mask_generation import MaskGeneration
 from uniovseg.metrics import PanopticScore, SemanticScore
 from uniovseg.models.clip import ClipConfig, load_clip
 from uniovseg.open_vocabulary import SegmentationConfig, panoptic_map, semantic_map
@@ -34,22 +31,14 @@ SETTINGS: dict[str, Any] = {"regions": {"sizes": [64], "templates": "simple"}, "
 
 
 @pytest.fixture(scope="module")
-def model(tiny_method: MaskGeneration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's checkpoint."""
-    folder = tmp_path_factory.mktemp("model")
-    checkpoint.save(folder, CheckpointInfo(step=0, method=tiny_method.config.model_dump(mode="json")), tiny_method.state())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def root(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """VOC-20, COCO panoptic and instances, each of two drawn scenes. Of the first, the labels are what the model predicts, so that no figure is zero; of
     the second, its objects under classes of the set."""
     folder = tmp_path_factory.mktemp("datasets")
     for name in ("pascal_voc_d2/images/validation", "pascal_voc_d2/annotations_pascal20/validation", "coco/val2017", "coco/panoptic_val2017"):
         (folder / name).mkdir(parents=True)
     (folder / "coco/annotations").mkdir()
-    method = Segmenter.load(model, "cpu", SETTINGS).method
+    method = Segmenter.load(tiny_checkpoint, "cpu", SETTINGS).method
     voc, coco = load_vocabulary("voc_20"), load_vocabulary("coco_panoptic")
     images, entries = [], []
     instances: list[dict[str, object]] = []
@@ -98,10 +87,10 @@ def table(name: str, output: Path, **settings: object) -> list[Row]:
     return [row for rows in benchmark_rows(name, config, str(output)) for row in rows]
 
 
-def test_table_1(root: Path, model: Path, tmp_path: Path) -> None:
-    rows = table("1", tmp_path, root=str(root), checkpoint=str(model))
+def test_table_1(root: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rows = table("1", tmp_path, root=str(root), checkpoint=str(tiny_checkpoint))
     found = open_benchmark("voc_20", str(root))
-    results = evaluate_semantic(Segmenter.load(model, "cpu", SETTINGS).method, found.semantic(), found.vocabulary, SegmentationConfig())
+    results = evaluate_semantic(Segmenter.load(tiny_checkpoint, "cpu", SETTINGS).method, found.semantic(), found.vocabulary, SegmentationConfig())
     miou = sum((item.score for item in results), SemanticScore.zero(20)).miou()
     assert [row["dataset"] for row in rows if not row["missing"]] == ["voc_20"]
     (row,) = [row for row in rows if not row["missing"]]
@@ -113,17 +102,17 @@ def test_table_1(root: Path, model: Path, tmp_path: Path) -> None:
     assert len(rows) == 7
 
 
-def test_table_2_and_the_rows_of_table_3_that_have_weights(root: Path, model: Path, tmp_path: Path) -> None:
+def test_table_2_and_the_rows_of_table_3_that_have_weights(root: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     found = open_benchmark("coco_panoptic", str(root))
-    method = Segmenter.load(model, "cpu", SETTINGS).method
+    method = Segmenter.load(tiny_checkpoint, "cpu", SETTINGS).method
     results = evaluate_panoptic(method, found.panoptic(), found.vocabulary, SegmentationConfig())
     whole = sum((item.score for item in results), PanopticScore.zero(133)).summary(found.vocabulary)["All"]
-    rows = table("2", tmp_path, root=str(root), checkpoint=str(model))
+    rows = table("2", tmp_path, root=str(root), checkpoint=str(tiny_checkpoint))
     ours = {row["metric"]: row["ours"] for row in rows if row["dataset"] == "coco_panoptic"}
     assert ours["pq"] > 0.1 and ours == {name: whole[name] for name in ("pq", "sq", "rq")}
     assert all("is not here" in row["missing"] for row in rows if row["dataset"] != "coco_panoptic")
 
-    rows = table("3", tmp_path, root=str(root), ablation={"nltk": str(model)})
+    rows = table("3", tmp_path, root=str(root), ablation={"nltk": str(tiny_checkpoint)})
     ran = {(row["method"], row["dataset"]): row["ours"] for row in rows if not row["missing"]}
     assert ran[("nltk", "coco_panoptic")] == whole["pq"]
     assert set(ran) == {("nltk", "coco_panoptic"), ("nltk", "coco_semantic")} and 0.1 < ran[("nltk", "coco_semantic")] < 1
@@ -145,11 +134,11 @@ def test_table_4(root: Path, clip_weights: Path, tmp_path: Path) -> None:
     assert {row["missing"][:15] for row in rows if row["dataset"] != "coco_panoptic"} == {"ade20k_panoptic"}
 
 
-def test_promptable(root: Path, model: Path, tmp_path: Path) -> None:
-    rows = table("promptable", tmp_path, root=str(root), checkpoint=str(model))
+def test_promptable(root: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rows = table("promptable", tmp_path, root=str(root), checkpoint=str(tiny_checkpoint))
     annotations, images = find_promptable_set("coco_instances", str(root))
     samples = labelled(iter_records(read_annotations(annotations, images)))
-    expected = sum(evaluate_promptable(Segmenter.load(model).method, samples, PromptableConfig()), NO_SCORES).summary()
+    expected = sum(evaluate_promptable(Segmenter.load(tiny_checkpoint).method, samples, PromptableConfig()), NO_SCORES).summary()
     ran = {row["metric"]: row["ours"] for row in rows if not row["missing"]}
     assert ran == {name: expected[name] for name in ("point_iou", "box_iou")}
     assert len(rows) == 2 * len(PROMPTABLE_SETS)
