@@ -249,7 +249,7 @@ class MaskBatch:
 
     Attributes:
         keys: identity of each sample.
-        images: [B, 3, H, W] uint8 RGB.
+        images: [B, 3, H, W] uint8 RGB; not to be written to, as Ray Data's lie in memory that processes share.
         views: B maps between view and source pixels.
         masks: B sets of ground-truth masks, n_b each, at source resolution.
         boxes_xyxy: B tensors [n_b, 4] float32, view pixels.
@@ -337,7 +337,7 @@ class PairBatch:
 
     Attributes:
         keys: identity of each sample.
-        images: [B, 3, H, W] uint8 RGB.
+        images: [B, 3, H, W] uint8 RGB; not to be written to, as Ray Data's lie in memory that processes share.
         regions: B tensors [k_b, H/32, W/32] bool, cells of the CLIP's last map.
         entities: B tuples of k_b phrases.
     """

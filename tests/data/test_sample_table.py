@@ -14,6 +14,7 @@ from uniovseg.data.sample_table import (
     PAIR_SCHEMA,
     entity_samples,
     entity_table,
+    images,
     mask_samples,
     mask_table,
     pair_samples,
@@ -63,11 +64,24 @@ def test_slices_and_chunks(samples: list[MaskSample]) -> None:
     assert_equal(collate(mask_samples(chunked)), collate([samples[2], samples[0]]))
 
 
-def test_a_batch_may_be_written_to(samples: list[MaskSample]) -> None:
-    """Arrow's buffers are read-only and may be shared between processes; the batch owns its values."""
+def test_images_stay_where_they_are(samples: list[MaskSample]) -> None:
+    """All pixels of a table are one tensor in its own memory; blocks that Ray joins are copied once."""
     table = mask_table(samples)
-    batch = collate(mask_samples(table))
-    batch.images.zero_()
+    pixels = table.column("image").chunk(0).buffers()[2]
+    for begin, length in ((0, 3), (1, 2), (2, 1)):
+        found = images(table.slice(begin, length))
+        assert torch.equal(found, torch.from_numpy(np.stack([sample.image for sample in samples[begin : begin + length]])))
+        assert found.data_ptr() == pixels.address + begin * found[0].numel()
+    chunked = pa.concat_tables([table.slice(2, 1), table.slice(0, 1)])
+    assert torch.equal(images(chunked), torch.from_numpy(np.stack([samples[2].image, samples[0].image])))
+    joined = collate(mask_samples(table), images(table))
+    assert_equal(joined, collate(samples))
+
+
+def test_what_a_batch_owns(samples: list[MaskSample]) -> None:
+    """Arrow's buffers are read-only and may be shared between processes; all but the images is the batch's own."""
+    table = mask_table(samples)
+    batch = collate(mask_samples(table), images(table))
     batch.masks[0].ends.zero_()
     batch.boxes_xyxy[0].zero_()
     assert_equal(collate(mask_samples(table)), collate(samples))

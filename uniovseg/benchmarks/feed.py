@@ -60,8 +60,8 @@ class FeedBenchmarkConfig(Config):
     small: SampleKind = Field(SampleKind(samples=512, masks=10, height=240, width=320, view=128, rows_per_group=8), description="for scaling")
     batch: int = Field(8, ge=1, description="samples of a worker's step")
     window_groups: int = Field(4, ge=1, description="row groups shuffled together")
-    first: int = Field(16, ge=1, description="steps of a worker that are not counted, until all processes run")
-    steps: int = Field(40, ge=1, description="steps of a worker that are counted; small samples: 4 times as many")
+    first: int = Field(48, ge=1, description="steps of a worker that are not counted, until all processes run: each imports for seconds")
+    steps: int = Field(100, ge=1, description="steps of a worker that are counted; small samples: 3 times as many")
     feed_cpus: float = Field(2.0, ge=1.5, description="CPUs that a worker's feed may use")
     loader_processes: int = Field(2, ge=1, description="processes of the DataLoader")
     latency: float = Field(0.05, ge=0, description="seconds added to every request in the runs that measure scaling")
@@ -218,7 +218,7 @@ def _lines(meter: _Meter, uri: str, maker: MaskSampleMaker, late: tuple[str, Fau
             proxy.set(Weather(latency=config.latency))
             for workers in (1, 2):
                 name = f"late requests, {_workers(workers)}"
-                lines += meter.workers(name, small, _maker(config, config.small.view), workers, 4 * config.steps)
+                lines += meter.workers(name, small, _maker(config, config.small.view), workers, 3 * config.steps)
     return lines
 
 

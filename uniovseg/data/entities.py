@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
+from torch import Tensor
 
 from uniovseg.data.images import decode_image
 from uniovseg.data.shards import ShardSet
-from uniovseg.data.views import ViewConfig, random_view
+from uniovseg.data.views import ViewConfig, random_view, stack_images
 from uniovseg.records import EntityBatch, EntitySample, ImageEntities
 from uniovseg.storage import Location
 
@@ -48,10 +48,10 @@ def make_entity_sample(record: ImageEntities, view_config: ViewConfig, seed: int
     return EntitySample(record=record, image=image, view=view)
 
 
-def collate(samples: Sequence[EntitySample]) -> EntityBatch:
-    """Stack samples of one view size."""
+def collate(samples: Sequence[EntitySample], images: Tensor | None = None) -> EntityBatch:
+    """Samples of one view size as a batch; `images`: their images where they are stacked already, [B, 3, H, W]."""
     return EntityBatch(
         records=tuple(sample.record for sample in samples),
-        images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+        images=stack_images([sample.image for sample in samples]) if images is None else images,
         views=tuple(sample.view for sample in samples),
     )

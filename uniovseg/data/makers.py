@@ -71,7 +71,7 @@ class MaskSampleMaker:
 
     def unpack(self, table: pa.Table) -> MaskBatch:
         """A table of `pack` as a batch."""
-        return samples.collate(sample_table.mask_samples(table))
+        return samples.collate(sample_table.mask_samples(table), sample_table.images(table))
 
 
 class PairSampleMaker:
@@ -103,7 +103,7 @@ class PairSampleMaker:
 
     def unpack(self, table: pa.Table) -> PairBatch:
         """A table of `pack` as a batch."""
-        return pairs.collate(sample_table.pair_samples(table))
+        return pairs.collate(sample_table.pair_samples(table), sample_table.images(table))
 
 
 class EntitySampleMaker:
@@ -135,4 +135,4 @@ class EntitySampleMaker:
 
     def unpack(self, table: pa.Table) -> EntityBatch:
         """A table of `pack` as a batch."""
-        return entities.collate(sample_table.entity_samples(table))
+        return entities.collate(sample_table.entity_samples(table), sample_table.images(table))

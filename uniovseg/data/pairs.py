@@ -9,7 +9,7 @@ from torch import Tensor
 
 from uniovseg.data.images import decode_image
 from uniovseg.data.regions import view_regions
-from uniovseg.data.views import ViewConfig, random_view, source_window
+from uniovseg.data.views import ViewConfig, random_view, source_window, stack_images
 from uniovseg.errors import DataError
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImagePairs, PairBatch, PairSample, View
@@ -84,11 +84,11 @@ def visible_pairs(record: ImagePairs, view: View) -> tuple[Tensor, tuple[str, ..
     return view_regions(masks.select(torch.from_numpy(seen)), view), tuple(record.entities[record.pairs[pair, 1]] for pair in seen)
 
 
-def collate(samples: Sequence[PairSample]) -> PairBatch:
-    """Stack samples of one view size."""
+def collate(samples: Sequence[PairSample], images: Tensor | None = None) -> PairBatch:
+    """Samples of one view size as a batch; `images`: their images where they are stacked already, [B, 3, H, W]."""
     return PairBatch(
         keys=tuple(sample.key for sample in samples),
-        images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+        images=stack_images([sample.image for sample in samples]) if images is None else images,
         regions=tuple(sample.regions for sample in samples),
         entities=tuple(sample.entities for sample in samples),
     )

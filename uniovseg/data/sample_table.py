@@ -1,5 +1,6 @@
 """Training samples as Arrow tables, so that they can travel between processes without pickling or copying pixels."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from uniovseg.data.regions import STRIDE
 from uniovseg.ops.run_length import RunLengthMasks
@@ -61,6 +63,14 @@ def entity_table(samples: Sequence[EntitySample]) -> pa.Table:
     return pa.table(columns | _image_columns(samples) | _view_column(samples), schema=ENTITY_SCHEMA)
 
 
+def images(table: pa.Table) -> Tensor:
+    """The pixels of all samples of a table, of one size: [B, 3, H, W] uint8 in the table's own memory, not to be written to."""
+    pixels = _images(table.combine_chunks())
+    with warnings.catch_warnings():  # the batch lies where Ray put it: a copy would cost more than all else that is done to it here
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
+
+
 def mask_samples(table: pa.Table) -> list[MaskSample]:
     """The samples of a table of `MASK_SCHEMA`."""
     table = table.combine_chunks()
@@ -104,10 +114,13 @@ def _view_column(samples: Sequence[MaskSample] | Sequence[EntitySample]) -> dict
     return {"view": [[*sample.view.scale_xy, *sample.view.offset_xy, *sample.view.valid_xyxy] for sample in samples]}
 
 
-def _images(table: pa.Table) -> Iterator[NDArray[np.uint8]]:
-    """The views' pixels, by row of a table in one chunk."""
-    for image, (height, width) in zip(table.column("image"), table.column("size").to_pylist(), strict=True):
-        yield _values(image, np.uint8).reshape(3, height, width)
+def _images(table: pa.Table) -> NDArray[np.uint8]:
+    """The views' pixels, by row of a table in one chunk; all are of one size."""
+    (height, width), *_ = table.column("size").to_pylist()
+    column = table.column("image").chunk(0)
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+    return np.frombuffer(data, np.uint8)[ends[0] : ends[-1]].reshape(-1, 3, height, width)
 
 
 def _views(table: pa.Table) -> Iterator[View]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uniovseg.config import Config
 from uniovseg.data.images import decode_image, shrink_for
-from uniovseg.data.views import ViewConfig, colour_jitter, draw_view, render, source_window
+from uniovseg.data.views import ViewConfig, colour_jitter, draw_view, render, source_window, stack_images
 from uniovseg.errors import DataError
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImageMasks, MaskBatch, MaskSample, View
@@ -68,11 +68,11 @@ def boxes_in_view(boxes_xyxy: Tensor, view: View) -> Tensor:
     return torch.cat([low.clamp(min=0), torch.minimum(high, limit)], dim=1)
 
 
-def collate(samples: Sequence[MaskSample]) -> MaskBatch:
-    """Stack samples of one view size."""
+def collate(samples: Sequence[MaskSample], images: Tensor | None = None) -> MaskBatch:
+    """Samples of one view size as a batch; `images`: their images where they are stacked already, [B, 3, H, W]."""
     return MaskBatch(
         keys=tuple(sample.key for sample in samples),
-        images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+        images=stack_images([sample.image for sample in samples]) if images is None else images,
         views=tuple(sample.view for sample in samples),
         masks=tuple(sample.masks for sample in samples),
         boxes_xyxy=tuple(sample.boxes_xyxy for sample in samples),

@@ -9,12 +9,15 @@ whole pixel of the resized image: it is then exactly a resize, a crop and a flip
 inference keeps one scale for both axes, its shorter side seldom ends on a whole pixel, and it is warped.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from uniovseg.config import Config
 from uniovseg.records import View
@@ -64,6 +67,11 @@ def random_view(config: ViewConfig, image: NDArray[np.uint8], rng: np.random.Gen
     return view, colour_jitter(shown, rng) if config.colour_jitter else shown
 
 
+def stack_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """What views of one size show, [3, H, W] each, as [B, 3, H, W]."""
+    return torch.from_numpy(np.stack(images))
+
+
 def fit_view(size: int, height: int, width: int) -> View:
     """The view of inference: the whole image, its longer side scaled to `size`, padded right and below."""
     scale = max(height, width) / size
@@ -98,9 +106,11 @@ def render(image: NDArray[np.uint8], view: View, shrink: int = 1) -> NDArray[np.
     shown = _resized(image, view, (height, width))
     if shown is None:
         shown = warp(image, view, (height, width))
-    canvas = np.full((3, *view.size), PAD, np.uint8)
-    for plane, values in zip(canvas, cv2.split(shown), strict=True):
-        plane[: shown.shape[0], : shown.shape[1]] = values
+    h, w = shown.shape[:2]
+    canvas = np.empty((3, *view.size), np.uint8)
+    canvas[:, h:] = PAD
+    canvas[:, :h, w:] = PAD
+    cv2.split(shown, [plane[:h, :w] for plane in canvas])  # written where it belongs
     return canvas
 
 
