@@ -253,14 +253,15 @@ def _resident() -> _Sizes:
 def _memory(samples: Sequence[tuple[float, _Sizes]], settle: float) -> dict[str, Any]:
     """The slope in MiB a minute of each process that lived from `settle` to the end, and of all together; None where there was too little time.
 
-    Of resident memory, and beside it of what is not shared: files and objects of Ray's store count as resident once they are touched.
+    Of resident memory, and beside it of what is not shared: files and objects of Ray's store count as resident once they are touched. Each process'
+    memory about every 10 s tells one that is still filling from one that leaks.
     """
     kept = [(at, sizes) for at, sizes in samples if at >= settle]
     if len(kept) < 10:
         return {"slope": None, "private_slope": None, "processes": {}}
     lasting = set.intersection(*(set(sizes) for _, sizes in kept))
     minutes = np.array([at for at, _ in kept]) / 60
-    processes = {}
+    processes: dict[str, dict[str, Any]] = {}
     for pid in sorted(lasting):
         mib, private = np.array([sizes[pid][1:] for _, sizes in kept]).T / 1024**2
         name = kept[0][1][pid][0].removeprefix(f"ray::ServeReplica:{APPLICATION}:").removeprefix("ray::")
@@ -268,6 +269,7 @@ def _memory(samples: Sequence[tuple[float, _Sizes]], settle: float) -> dict[str,
             "MiB": float(mib[-1]),
             "slope": float(np.polyfit(minutes, mib, 1)[0]),
             "private_slope": float(np.polyfit(minutes, private, 1)[0]),
+            "every_10_s": [round(float(value), 1) for value in mib[::10]],
         }
     return {kind: sum(item[kind] for item in processes.values()) for kind in ("slope", "private_slope")} | {"processes": processes}
 

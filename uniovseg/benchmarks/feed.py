@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,9 @@ class _Rows(IterableDataset[MaskSample]):
 
     def __iter__(self) -> Iterator[MaskSample]:
         cv2.setNumThreads(1)  # as Ray Data's tasks
+        Finalize(
+            None, os._exit, (0,), exitpriority=0
+        )  # at their end: Arrow's threads, which read ahead, would abort the interpreter's own with a trace
         shards, info = ShardSet(self.uri), get_worker_info()
         assert info is not None
         for epoch in count():
