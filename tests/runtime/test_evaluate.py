@@ -24,7 +24,7 @@ def test_scores_table_and_page(labelled_scenes: Path, tiny_checkpoint: Path, tin
     annotations = f"{labelled_scenes}/evaluation/panoptic.json"
     assert (
         evaluate.main(
-            ["promptable", f"annotations={annotations}", f"checkpoint={tiny_checkpoint}", f"output={tmp_path}", *SETTINGS, "images_at_once=2"]
+            ["promptable", f"annotations={annotations}", f"checkpoint={tiny_checkpoint}", f"output={tmp_path}", *SETTINGS, "pool.at_once=2"]
         )
         == 0
     )

@@ -2,9 +2,11 @@
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -183,6 +185,26 @@ def test_items_in_this_process() -> None:
     assert list(over_items(PoolConfig(), refuse_three, [2, 5, 4])) == [4, 25, 16]
     with pytest.raises(DataError, match="not this one; seen: 3"):
         list(over_items(PoolConfig(), refuse_three, [2, 3]))
+
+
+def in_pairs() -> Callable[[int], int]:
+    """A function that only returns while another thread is in it too."""
+    barrier = Barrier(2, timeout=30)
+
+    def wait(item: int) -> int:
+        barrier.wait()
+        return item
+
+    return wait
+
+
+def test_items_at_once_in_this_process() -> None:
+    assert list(over_items(PoolConfig(at_once=2), in_pairs, range(6))) == list(range(6))
+
+
+@pytest.mark.cluster
+def test_items_at_once_in_an_actor(ray_cluster: None) -> None:
+    assert list(over_items(PoolConfig(workers=1, at_once=2), in_pairs, range(6))) == list(range(6))
 
 
 @pytest.mark.cluster

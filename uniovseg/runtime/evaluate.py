@@ -45,7 +45,6 @@ class PromptableJobConfig(Config):
     pictures: int = Field(8, ge=0, description="worst and best images each that report.html shows")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     threads: int = Field(0, ge=0, description=f"{THREADS}; for each image of those at once")
-    images_at_once: int = Field(1, ge=1, description="images that a worker evaluates at a time, a thread each; on a CPU best with threads=1")
     promptable: PromptableConfig = Field(PromptableConfig(), description="grid and chunks")
     pool: PoolConfig = Field(PoolConfig(), description="actors")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
@@ -95,7 +94,7 @@ def labelled_parts(config: PromptableJobConfig) -> list[LabelledPart]:
     assert annotations is not None
     if annotations.endswith(".json"):
         found = read_annotations(annotations, images or images_beside(annotations), config.panoptic)[: config.limit]
-        parts = [LabelledPart(tuple(found[i : i + config.images_at_once])) for i in range(0, len(found), config.images_at_once)]
+        parts = [LabelledPart((image,)) for image in found]
     else:
         source, parts = ShardSet(annotations), []
         left = source.manifest.samples if config.limit is None else config.limit
@@ -147,12 +146,12 @@ def _scores(config: PromptableJobConfig, method: PromptableSegmenter, parts: Seq
     """Scores image by image, in order."""
     if config.pool.workers:
         return chain.from_iterable(over_items(config.pool, partial(_scorer, config), parts))
-    return evaluate_promptable(method, _read(parts), config.promptable, config.images_at_once)
+    return evaluate_promptable(method, _read(parts), config.promptable, config.pool.at_once)
 
 
 def _scorer(config: PromptableJobConfig) -> Callable[[LabelledPart], list[PromptableScores]]:
     method = _load(config)
-    return lambda part: list(evaluate_promptable(method, part.read(), config.promptable, config.images_at_once))
+    return lambda part: list(evaluate_promptable(method, part.read(), config.promptable))
 
 
 def _extremes(config: PromptableJobConfig, method: PromptableSegmenter, parts: Sequence[LabelledPart], rows: Sequence[dict[str, Any]]) -> Extremes:

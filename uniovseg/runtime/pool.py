@@ -21,7 +21,9 @@ class PoolConfig(Config):
     """Where work is done."""
 
     workers: int = Field(0, ge=0, description="actors; 0: this process")
-    at_once: int = Field(1, ge=1, description="without actors: items worked on at a time, a thread each; on few cores cheaper than actors")
+    at_once: int = Field(
+        1, ge=1, description="items that an actor, or this process, works on at a time, a thread each; on few cores cheaper than actors"
+    )
     cpus_per_worker: float = Field(1, ge=0, description="CPUs of an actor")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of an actor; a fraction shares one")
 
@@ -54,8 +56,8 @@ def over_items(
 
     Args:
         config: how many actors.
-        build: makes the function (it loads the model); called once in each actor, so that it and the items must pickle. With ``at_once`` several
-            threads call that function.
+        build: makes the function (it loads the model); called once in each actor, so that it and the items must pickle. ``at_once`` threads call
+            that function.
         items: what to call it on.
         uris: what the function reads and writes, by key, which all nodes must see; None: nothing but its item.
 
@@ -68,10 +70,10 @@ def over_items(
         return
     with ray_session(config.workers + 1):
         require_shared(uris or {})
-        worker = ray.remote(_Worker).options(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)
+        worker = ray.remote(_Worker).options(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_concurrency=config.at_once)
         actors = [worker.remote(build) for _ in range(config.workers)]
         try:
-            yield from ActorPool(actors).map(lambda actor, item: actor.run.remote(item), items)
+            yield from ActorPool(actors * config.at_once).map(lambda actor, item: actor.run.remote(item), items)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UniOVSegError):
                 raise error.cause from None

@@ -26,6 +26,7 @@ from uniovseg.runtime.alignment import AlignmentConfig, compare_alignment
 from uniovseg.runtime.evaluate import PromptableJobConfig, evaluate_promptable_job
 from uniovseg.runtime.ingest import IngestConfig, ingest
 from uniovseg.runtime.match import MatchConfig, match
+from uniovseg.runtime.pool import PoolConfig
 from uniovseg.runtime.refine import RefineConfig, refine_here
 from uniovseg.runtime.session import ray_session
 from uniovseg.runtime.tracked_job import tracked
@@ -113,7 +114,7 @@ def _run(config: QuickstartConfig, started: float) -> dict[str, Any]:
             limit=limit,
             pictures=0,
             threads=config.threads,
-            images_at_once=config.images_at_once,
+            pool=PoolConfig(at_once=config.images_at_once),
             tracking=config.tracking,
         )
         scores: dict[str, float] = evaluate_promptable_job(settings)["promptable"]

@@ -117,7 +117,7 @@ def _run(config: RealConfig, root: Path, started: float) -> dict[str, Any]:
                 output=str(out / f"evaluation/{name}_{model}"),
                 pictures=0,
                 threads=config.threads,
-                images_at_once=config.images_at_once,
+                pool=PoolConfig(at_once=config.images_at_once),
             )
             scores[name][model] = evaluate_promptable_job(settings)["promptable"]
     words = _words(config, root)
