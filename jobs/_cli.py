@@ -13,7 +13,7 @@ from rich.console import Console
 
 from uniovseg import storage
 from uniovseg.config import CommandLine, ConfigT, key_help, load, to_yaml
-from uniovseg.errors import ConfigError, UniOVSegError
+from uniovseg.errors import ConfigError, UniOVSegError, tell
 from uniovseg.storage import Location, local_folder
 
 
@@ -54,8 +54,19 @@ def _end(*_: object) -> None:
     sys.exit(128 + signal.SIGTERM)
 
 
-def run(config_type: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
+def run(
+    config_type: type[ConfigT],
+    main: Callable[[ConfigT], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+    arguments: Callable[[Sequence[str]], Sequence[str]] = list,
+) -> int:
     """Parse the command line, run `main` with the configuration, write its report and the configuration; returns the exit code.
+
+    Args:
+        config_type: the job's configuration.
+        main: the job; what it returns is the report.
+        argv: the command line; None: this process'.
+        arguments: brings the command line of a job with options of its own into the form that all jobs take.
 
     0: done. 1: the job failed for a reason that the message says. 2: the command line or the configuration is wrong.
     """
@@ -66,9 +77,9 @@ def run(config_type: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], a
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of single keys, for example optim.lr=3e-4")
     signal.signal(signal.SIGTERM, _end)
     try:
-        arguments = parser.parse_intermixed_args(argv)
-        config = load(config_type, config_file(arguments.config), arguments.overrides)
-        if arguments.dry_run:
+        given = parser.parse_intermixed_args(arguments(sys.argv[1:] if argv is None else argv))
+        config = load(config_type, config_file(given.config), given.overrides)
+        if given.dry_run:
             sys.stdout.write(to_yaml(config))
             return 0
         report = main(config)
@@ -77,10 +88,6 @@ def run(config_type: type[ConfigT], main: Callable[[ConfigT], dict[str, Any]], a
             storage.write_bytes(Location.of(output) / "config.yaml", to_yaml(config).encode())
             storage.write_bytes(Location.of(output) / "report.json", (json.dumps(report, indent=2) + "\n").encode())
             Console().print(f"report: {output}/report.json", soft_wrap=True)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
     except UniOVSegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        return tell(error)
     return 0

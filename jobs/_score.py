@@ -6,16 +6,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from uniovseg.errors import UniOVSegError
+from uniovseg.config import CommandLine
+from uniovseg.errors import UniOVSegError, tell
 from uniovseg.evaluation.saved import saved_vocabulary, score_panoptic, score_semantic
 from uniovseg.metrics import PanopticScore, SemanticScore
 
 
 def saved_panoptic(argv: Sequence[str]) -> dict[str, Any]:
     """Panoptic quality by these command-line arguments."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py score-panoptic", description="Panoptic quality of saved predictions (the rules of panopticapi)."
-    )
+    parser = CommandLine(prog="evaluate.py score-panoptic", description="Panoptic quality of saved predictions (the rules of panopticapi).")
     parser.add_argument("--gt-json", required=True, help="ground truth, COCO panoptic JSON")
     parser.add_argument("--gt-dir", required=True, help="its PNGs")
     parser.add_argument("--pred-json", required=True, help="predictions, COCO panoptic JSON")
@@ -28,9 +27,7 @@ def saved_panoptic(argv: Sequence[str]) -> dict[str, Any]:
 
 def saved_semantic(argv: Sequence[str]) -> dict[str, Any]:
     """Mean IoU by these command-line arguments."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py score-semantic", description="Mean IoU of saved label maps, over the classes of the ground truth."
-    )
+    parser = CommandLine(prog="evaluate.py score-semantic", description="Mean IoU of saved label maps, over the classes of the ground truth.")
     parser.add_argument("--gt-dir", required=True, help="ground truth: PNG or TIFF of class indices, in folders at any depth")
     parser.add_argument("--pred-dir", required=True, help="predictions of the same names")
     parser.add_argument("--num-classes", required=True, type=_whole(1, 65536), help="classes are 0 to N - 1")
@@ -50,10 +47,9 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def print_score(score: Callable[[Sequence[str]], dict[str, Any]], argv: Sequence[str]) -> int:
-    """One line of JSON, or one line of error and exit code 1."""
+    """One line of JSON, or one line of error; the exit code."""
     try:
         sys.stdout.write(json.dumps(score(argv), allow_nan=False) + "\n")
     except UniOVSegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        return tell(error)
     return 0

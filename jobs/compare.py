@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jobs import _cli
+from uniovseg.config import CommandLine
 from uniovseg.runtime.compare import CompareConfig, compare
 
 
@@ -21,7 +22,7 @@ def main(config: CompareConfig) -> dict[str, object]:
 
 def arguments(argv: Sequence[str]) -> list[str]:
     """The command line in the form that all jobs take."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="MLflow run id or name, or a job's folder")
     parser.add_argument("--output", default="runs/compare", help="folder of compare.html, compare.png and report.json")
     parser.add_argument("--tracking", help="MLflow tracking URI; else MLFLOW_TRACKING_URI")
@@ -31,4 +32,4 @@ def arguments(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(_cli.run(CompareConfig, main, arguments(sys.argv[1:])))
+    sys.exit(_cli.run(CompareConfig, main, arguments=arguments))

@@ -11,7 +11,7 @@ from rich.console import Console
 from jobs import _cli
 from uniovseg.config import CommandLine
 from uniovseg.data.inspect import pictures_of_pairs
-from uniovseg.errors import ConfigError, UniOVSegError
+from uniovseg.errors import UniOVSegError, tell
 from uniovseg.pictures import save_picture, tile
 from uniovseg.runtime.match import MatchConfig, match
 
@@ -35,8 +35,7 @@ def show(argv: Sequence[str]) -> int:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         save_picture(arguments.out, tile(pictures, columns=4, side=480))
     except UniOVSegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+        return tell(error)
     Console().print(f"drew {len(pictures)} images: {arguments.out}", soft_wrap=True)
     return 0
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jobs import _cli
 from uniovseg.config import CommandLine, load
-from uniovseg.errors import ConfigError, UniOVSegError
+from uniovseg.errors import ConfigError, UniOVSegError, tell
 from uniovseg.runtime.costs import Costs, read_figures
 from uniovseg.runtime.model_size import model_size
 from uniovseg.runtime.plan import data_facts, estimates_table, figures_table, plan_text, plan_training
@@ -62,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         plan(parser().parse_args(argv), Console())
     except UniOVSegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+        return tell(error)
     return 0
 
 

@@ -3,7 +3,6 @@
 DATASET label_maps: masks for promptable evaluation, from FOLDER/labels (PNG or TIFF; each value but 0 is a mask) and FOLDER/images to FOLDER/instances.json.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -11,23 +10,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from uniovseg.config import CommandLine
 from uniovseg.data.prepare import PREPARATIONS, prepare
-from uniovseg.errors import UniOVSegError
+from uniovseg.errors import UniOVSegError, tell
 
 
 def main(argv: Sequence[str]) -> int:
     """Prepare a set; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("dataset", choices=PREPARATIONS, help="which")
     parser.add_argument(
         "--root", default=os.environ.get("DETECTRON2_DATASETS", "datasets"), help="folder of the sets (DETECTRON2_DATASETS, else datasets)"
     )
-    given = parser.parse_args(argv)
     try:
+        given = parser.parse_args(argv)
         sys.stdout.write(f"{given.dataset}: {prepare(given.dataset, given.root)} images\n")
     except UniOVSegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        return tell(error)
     return 0
 
 

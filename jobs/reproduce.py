@@ -8,7 +8,6 @@ python jobs/reproduce.py --noise | --cost                                       
 Without --config the settings are those of jobs/configs/reproduce.yaml.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jobs import _cli
+from uniovseg.config import CommandLine
 from uniovseg.runtime.reproduce.job import ReproduceConfig, reproduce
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -31,7 +31,7 @@ def main(config: ReproduceConfig) -> dict[str, object]:
 
 def arguments(argv: Sequence[str]) -> list[str]:
     """The command line in the form that all jobs take."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = CommandLine(add_help=False, allow_abbrev=False)
     for name in ("table", "world", "seeds", "config"):
         parser.add_argument(f"--{name}")
     for name in ("noise", "cost"):
@@ -45,4 +45,4 @@ def arguments(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(_cli.run(ReproduceConfig, main, arguments(sys.argv[1:])))
+    sys.exit(_cli.run(ReproduceConfig, main, arguments=arguments))

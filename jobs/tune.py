@@ -22,4 +22,4 @@ def arguments(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(_cli.run(SweepConfig, main, arguments(sys.argv[1:])))
+    sys.exit(_cli.run(SweepConfig, main, arguments=arguments))

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from rich.console import Console
 
 from serve.settings import ServiceConfig
 from uniovseg import checkpoint
-from uniovseg.config import fields, load
-from uniovseg.errors import ConfigError, UniOVSegError
+from uniovseg.config import CommandLine, fields, load
+from uniovseg.errors import UniOVSegError, tell
 
 QUICKSTART = (Path("runs/quickstart/stage2/model"), Path("runs/quickstart/stage1/model"))
 """Where the quickstart leaves its checkpoints, the best first."""
@@ -38,20 +37,17 @@ def default_checkpoint() -> str:
 def main() -> int:
     """Start, say where, wait, drain."""
     keys = "\n".join(f"  {item.key}  default: {item.default}\n      {item.description}" for item in fields(LocalConfig))
-    parser = argparse.ArgumentParser(
-        prog="python -m serve", description=__doc__, epilog=f"keys:\n{keys}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(prog="python -m serve", description=__doc__, epilog=f"keys:\n{keys}", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of single keys, for example port=8080")
-    arguments = parser.parse_args()
     try:
+        arguments = parser.parse_args()
         config = load(LocalConfig, arguments.config, arguments.overrides)
         if "checkpoint" not in config.model_fields_set:
             config = config.model_copy(update={"checkpoint": default_checkpoint()})
         check(config)
     except UniOVSegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+        return tell(error)
     run(config)
     return 0
 

@@ -47,6 +47,9 @@ class LoadConfig(Config):
 
     output: str = Field("runs/load_test", description="folder of report.json")
     clients: int = Field(50, ge=1, description="clients at a time")
+    warm: float = Field(
+        180.0, ge=0, description="seconds of the same load before the first part: processes that just began fill their pools meanwhile"
+    )
     seconds: float = Field(120.0, gt=0, description="duration of the first part")
     kill_every: float = Field(20.0, gt=0, description="seconds between kills")
     settle: float = Field(30.0, ge=0, description="seconds after which memory is watched; the model is swapped half-way there")
@@ -123,7 +126,6 @@ async def _wait_until_ready(url: str, name: str) -> None:
 
 async def _first_part(url: str, port: int, config: LoadConfig, files: Sequence[bytes]) -> dict[str, Any]:
     tally, names, kills = Tally(), Counter[str](), list[int]()
-    until = time.monotonic() + config.seconds
     async with httpx2.AsyncClient(base_url=url, timeout=config.deadline, limits=httpx2.Limits(max_connections=None)) as http:
 
         async def ask(rng: random.Random) -> str:
@@ -144,10 +146,15 @@ async def _first_part(url: str, port: int, config: LoadConfig, files: Sequence[b
                 return "ok"
             return f"{reply.status_code} {reply.text[:100]}"
 
+        async def all_ask(until: float) -> None:
+            await asyncio.gather(*(_ask_until(until, ask, tally, random.Random(config.seed * 1000 + number)) for number in range(config.clients)))
+
+        await all_ask(time.monotonic() + config.warm)
+        until = time.monotonic() + config.seconds
         watch = asyncio.create_task(_watch_memory(until))
         update = asyncio.create_task(_later(config.settle / 2, lambda: deploy(port, config, "second")))
         killer = asyncio.create_task(_kill_often(MODEL, config.kill_every, until, kills))
-        await asyncio.gather(*(_ask_until(until, ask, tally, random.Random(config.seed * 1000 + number)) for number in range(config.clients)))
+        await all_ask(until)
         await asyncio.gather(update, killer)
         samples = await watch
     return tally.summary() | {"kills": len(kills), "models": dict(names), "memory": _memory(samples, config.settle)}

@@ -15,7 +15,7 @@ from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import CommandLine, load, validate
 from uniovseg.data.inspect import inspect_shards
 from uniovseg.data.vocabulary import load_vocabulary
-from uniovseg.errors import ConfigError, UniOVSegError
+from uniovseg.errors import ConfigError, UniOVSegError, tell
 from uniovseg.methods.mask_generation import MaskGenerationConfig
 from uniovseg.models import release
 from uniovseg.models.clip import CHECKPOINT, ClipConfig
@@ -165,8 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         code: int | None = arguments.run(arguments)
     except UniOVSegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+        return tell(error)
     return code or 0
 
 

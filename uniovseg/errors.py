@@ -1,5 +1,7 @@
 """The errors a user can cause or mend: one tree, one message shape (what failed, seen, allowed, what to do)."""
 
+import sys
+
 
 class UniOVSegError(Exception):
     """Base of every error that uniovseg raises on purpose.
@@ -26,6 +28,12 @@ class UniOVSegError(Exception):
 
 class ConfigError(UniOVSegError):
     """A configuration file, key, value or command line that cannot be used."""
+
+
+def tell(error: UniOVSegError) -> int:
+    """Write the error to standard error, in one line; the code that a command exits with: 2 for a wrong command line or configuration, else 1."""
+    sys.stderr.write(f"error: {error}\n")
+    return 2 if isinstance(error, ConfigError) else 1
 
 
 class DataError(UniOVSegError):

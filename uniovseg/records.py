@@ -145,7 +145,7 @@ class Rejected:
     Attributes:
         key: identity of the sample as far as it could be read.
         source: URI of the file it came from.
-        offset: byte offset of its first member in that file.
+        offset: where it stands there: byte offset of its first member in a tar, its number in a list of captions, 0 where the source is the image itself.
         reason: a short word from a fixed list (see `uniovseg.data.reasons`).
         detail: one line for a person.
     """

@@ -35,7 +35,7 @@ from uniovseg.data.plan import Plan, groups_held
 from uniovseg.data.samples import MaskSampleConfig
 from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
-from uniovseg.errors import CheckpointError, ConfigError, DeviceMemoryError, TrainingError, TrainingStoppedError, UniOVSegError
+from uniovseg.errors import CheckpointError, ConfigError, DeviceMemoryError, TrainingError, TrainingStoppedError, UniOVSegError, tell
 from uniovseg.evaluation.promptable import FIGURES, NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
 from uniovseg.evaluation.source import SourceConfig, open_source
 from uniovseg.evaluation.words import mean_iou
@@ -643,8 +643,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 128 + signal.SIGTERM
     except UniOVSegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+        return tell(error)
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from uniovseg import storage
-from uniovseg.errors import ConfigError, UniOVSegError
+from uniovseg.errors import ConfigError, UniOVSegError, tell
 from uniovseg.storage import Location
 
 if TYPE_CHECKING:
@@ -316,8 +316,7 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError("which run?", allowed="python -m uniovseg.runtime.delivery FOLDER, the output of the run")
         count = deliver(Location.of(argv[0]), os.environ.get("MLFLOW_TRACKING_URI") or None)
     except UniOVSegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+        return tell(error)
     sys.stdout.write(f"delivered {count} entries\n")
     return 0
 

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from uniovseg import checkpoint, storage
 from uniovseg.config import Config
-from uniovseg.errors import CheckpointError, ConfigError, StorageError, UniOVSegError
+from uniovseg.errors import CheckpointError, ConfigError, StorageError, UniOVSegError, tell
 from uniovseg.runtime.delivery import connect, said, without_credentials
 from uniovseg.runtime.tracking import IDENTITY, Run, TrackingConfig
 from uniovseg.storage import Location
@@ -283,8 +283,7 @@ def main(argv: Sequence[str]) -> int:
         run_id = json.loads(storage.read_bytes(folder / IDENTITY))["run_id"]
         sys.stdout.write(register(Run(TrackingConfig().resolve(), run_id, folder), folder / "model", argv[1]) + "\n")
     except UniOVSegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+        return tell(error)
     return 0
 
 
