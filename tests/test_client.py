@@ -47,7 +47,7 @@ from uniovseg.client import (
     decode_id_map,
     decode_mask,
 )
-from uniovseg.errors import DataError, UniOVSegError
+from uniovseg.errors import ConfigError, DataError, UniOVSegError
 
 MODEL = ModelRef(name="m", version="1", checkpoint="c")
 MASKS = MasksResponse(model=MODEL, image=ImageRef(width=4, height=3), segments=(), timing_ms=Timings(), request_id="r")
@@ -319,6 +319,13 @@ def test_an_address_that_cannot_be_used(call: Any) -> None:
 
     with pytest.raises(ServiceUnreachableError, match=r"cannot be used; seen: the URL.*allowed: http://"):
         call(handler, "models")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_key_that_cannot_be_sent_is_told_and_not_shown(kind: type[Client | AsyncClient]) -> None:
+    with pytest.raises(ConfigError, match="the API key has characters that cannot be sent; allowed: one line") as caught:
+        kind("http://127.0.0.1:9", key="secret\n")
+    assert "secret" not in str(caught.value)
 
 
 def test_a_try_after_a_pause_that_ended_late_has_some_time() -> None:

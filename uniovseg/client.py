@@ -49,7 +49,7 @@ from uniovseg.api import (
     VocabulariesResponse,
 )
 from uniovseg.config import Config
-from uniovseg.errors import DataError, UniOVSegError
+from uniovseg.errors import ConfigError, DataError, UniOVSegError
 
 AGAIN = frozenset({408, 502, 503, 504})
 """HTTP statuses that may pass."""
@@ -265,6 +265,8 @@ class _Service:
     """What both clients know of the service."""
 
     def __init__(self, url: str, key: str | None, config: ClientConfig) -> None:
+        if key is not None and not key.isprintable():  # it could not be sent, and what is raised then shows it
+            raise ConfigError("the API key has characters that cannot be sent", allowed="one line, without its end")
         self._config = config
         self._base_url = url.rstrip("/")
         self._headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
@@ -297,6 +299,9 @@ class Client(_Service):
         key: API key, where the service asks for one.
         config: patience.
         transport: what carries requests; None: a pool of connections.
+
+    Raises:
+        ConfigError: the key cannot be sent.
 
     Its methods raise:
         ServiceProblemError: the service refused the request, or was not able to answer before the deadline.

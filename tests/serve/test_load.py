@@ -11,7 +11,7 @@ from serve.load import LoadConfig, _memory, run
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_no_request_fails(tmp_path: Path) -> None:
-    report = run(LoadConfig(output=str(tmp_path), clients=8, seconds=45, kill_every=15, settle=10, http_seconds=30, deadline=300))
+    report = run(LoadConfig(output=str(tmp_path), clients=8, warm=0, seconds=45, kill_every=15, settle=10, http_seconds=30, deadline=300))
     for part in report.values():
         assert part["answered"] and part["kills"] and not part["failed"], part
     assert report["replica killed"]["models"].keys() == {"first", "second"}, "the update came while requests were under way"
