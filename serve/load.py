@@ -52,7 +52,7 @@ class LoadConfig(Config):
     )
     seconds: float = Field(120.0, gt=0, description="duration of the first part")
     kill_every: float = Field(20.0, gt=0, description="seconds between kills")
-    settle: float = Field(30.0, ge=0, description="seconds after which memory is watched; the model is swapped half-way there")
+    settle: float = Field(30.0, ge=0, description="seconds after which memory is watched; the model is swapped when a sixth of it is over")
     http_seconds: float = Field(60.0, ge=0, description="duration of the second part")
     deadline: float = Field(120.0, gt=0, description="seconds for one call of `uniovseg.client`, and for one plain request")
     size: int = Field(128, ge=32, description="side of the images, pixels")
@@ -152,7 +152,7 @@ async def _first_part(url: str, port: int, config: LoadConfig, files: Sequence[b
         await all_ask(time.monotonic() + config.warm)
         until = time.monotonic() + config.seconds
         watch = asyncio.create_task(_watch_memory(until))
-        update = asyncio.create_task(_later(config.settle / 2, lambda: deploy(port, config, "second")))
+        update = asyncio.create_task(_later(config.settle / 6, lambda: deploy(port, config, "second")))
         killer = asyncio.create_task(_kill_often(MODEL, config.kill_every, until, kills))
         await all_ask(until)
         await asyncio.gather(update, killer)

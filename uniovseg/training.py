@@ -651,8 +651,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 RAY_KEYS = frozenset(
     {
-        "workers", "min_workers", "gpus_per_worker", "cpus_per_worker", "placement", "start_minutes", "autoscaled", "max_failures", "failed_checkpoints",
-        "resume", "tracking",
+        "workers", "min_workers", "resize_seconds", "gpus_per_worker", "cpus_per_worker", "placement", "start_minutes", "autoscaled",
+        "max_failures", "failed_checkpoints", "resume", "tracking",
     }
 )  # fmt: skip
 """Keys of a training job's file that only a run on Ray reads."""

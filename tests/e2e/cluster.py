@@ -38,6 +38,7 @@ class Cluster:
         bucket: URI of an empty bucket.
         tracking_uri: of the MLflow server.
         dashboard: URL that jobs are submitted to.
+        address: where a further node joins.
         environment: of the nodes: AWS credentials, endpoint, Ray's token.
         logs: folder of what the processes print.
         ray_folders: of Ray's own files.
@@ -46,6 +47,7 @@ class Cluster:
     bucket: str
     tracking_uri: str
     dashboard: str
+    address: str
     environment: Mapping[str, str]
     logs: Path
     ray_folders: tuple[Path, ...]
@@ -62,6 +64,18 @@ class Cluster:
         )
         assert done.returncode == 0, done.stdout[-5000:]
         return done.stdout
+
+    @contextmanager
+    def another_node(self, cpus: int) -> Iterator[None]:
+        """A further node for as long as the block; then it leaves, and what runs on it dies."""
+        with ExitStack() as stack:
+            count = nodes_alive(self.dashboard, self.environment["RAY_AUTH_TOKEN"])
+            log = self.logs / f"ray_{count}.log"
+            process = start_node(stack, log, self.environment, ["--address", self.address], short_folder(stack), cpus)
+            wait_for(partial(_all_alive, self.dashboard, self.environment["RAY_AUTH_TOKEN"], count + 1), process, log)
+            yield
+            process.terminate()
+            process.wait(60)
 
 
 def submission(dashboard: str, variables: Mapping[str, str], arguments: Sequence[str], working_dir: Path = ROOT) -> list[str]:
@@ -92,8 +106,8 @@ def running_cluster(folder: Path, cpus: Sequence[int] = (3, 3)) -> Iterator[Clus
         tracking_uri = f"http://127.0.0.1:{(port := free_port())}"
         start_mlflow(stack, folder, environment, f"{bucket}/mlflow", port)
         ray_folders = [short_folder(stack) for _ in cpus]
-        dashboard, _ = start_ray(stack, folder, environment, list(zip(ray_folders, cpus, strict=True)))
-        yield Cluster(bucket, tracking_uri, dashboard, environment, folder, tuple(ray_folders))
+        dashboard, address, _ = start_ray(stack, folder, environment, list(zip(ray_folders, cpus, strict=True)))
+        yield Cluster(bucket, tracking_uri, dashboard, address, environment, folder, tuple(ray_folders))
 
 
 def node_environment(store: ObjectStore, endpoint: str | None = None) -> dict[str, str]:
@@ -130,37 +144,28 @@ def start_mlflow(stack: ExitStack, folder: Path, environment: Mapping[str, str],
 
 def start_ray(
     stack: ExitStack, folder: Path, environment: Mapping[str, str], nodes: Sequence[tuple[Path, int]]
-) -> tuple[str, list["subprocess.Popen[bytes]"]]:
-    """A head and further nodes, given the folder and CPU slots of each; the dashboard's URL, and the nodes' processes, the head's first."""
+) -> tuple[str, str, list["subprocess.Popen[bytes]"]]:
+    """A head and further nodes, given the folder and CPU slots of each; the dashboard's URL, where nodes join, and their processes, the head's first."""
     port, dashboard_port = free_port(), free_port()
-    dashboard = f"http://127.0.0.1:{dashboard_port}"
-    head = [
-        "--head",
-        "--port",
-        str(port),
-        "--dashboard-host",
-        "127.0.0.1",
-        "--dashboard-port",
-        str(dashboard_port),
-        "--ray-client-server-port",
-        str(free_port()),
-    ]
+    dashboard, address = f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{port}"
+    head = ["--head", "--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
+    head += ["--ray-client-server-port", str(free_port())]
     processes = []
     for number, (temporary, slots) in enumerate(nodes):
-        role = ["--address", f"127.0.0.1:{port}"] if number else head
-        command = ["ray", "start", "--block", *role, "--node-ip-address", "127.0.0.1", "--num-cpus", str(slots), "--temp-dir", str(temporary)]
-        command += [
-            "--object-store-memory",
-            "150000000",
-            "--metrics-export-port",
-            str(free_port()),
-            "--dashboard-agent-listen-port",
-            str(free_port()),
-        ]
         log = folder / f"ray_{number}.log"
-        processes.append(start(stack, command, environment, log))
+        processes.append(start_node(stack, log, environment, ["--address", address] if number else head, temporary, slots))
         wait_for(partial(_all_alive, dashboard, environment["RAY_AUTH_TOKEN"], number + 1), processes[-1], log)
-    return dashboard, processes
+    return dashboard, address, processes
+
+
+def start_node(
+    stack: ExitStack, log: Path, environment: Mapping[str, str], role: Sequence[str], temporary: Path, cpus: int
+) -> "subprocess.Popen[bytes]":
+    """A node with CPU slots and a folder for Ray's files; `role`: options by which it is the head or joins one."""
+    command = ["ray", "start", "--block", *role, "--node-ip-address", "127.0.0.1", "--num-cpus", str(cpus), "--temp-dir", str(temporary)]
+    command += ["--object-store-memory", "150000000"]
+    command += ["--metrics-export-port", str(free_port()), "--dashboard-agent-listen-port", str(free_port())]
+    return start(stack, command, environment, log)
 
 
 def _all_alive(dashboard: str, token: str, nodes: int) -> bool:

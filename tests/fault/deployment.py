@@ -115,7 +115,7 @@ class Deployment:
 
     def start_head(self) -> None:
         """Start a Ray cluster of one node."""
-        self.dashboard, (self.head,) = start_ray(self._stack, self.folder, self.environment, [(short_folder(self._stack), SLOTS)])
+        self.dashboard, _, (self.head,) = start_ray(self._stack, self.folder, self.environment, [(short_folder(self._stack), SLOTS)])
 
     def kill_head(self) -> None:
         """Kill the head and all that it has started, as when its machine is gone."""

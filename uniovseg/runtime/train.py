@@ -55,6 +55,11 @@ class TrainJobConfig(TrainConfig):
     min_workers: int | None = Field(
         None, ge=1, description="with how many of the workers the run begins or goes on, as nodes come and go; null: with all of them only"
     )
+    resize_seconds: float = Field(
+        60,
+        gt=0,
+        description="with min_workers: how often a run looks for places for more workers; it then goes on with them from its newest checkpoint",
+    )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker; 0 trains on the CPU")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs a worker")
     placement: Literal["PACK", "SPREAD"] = Field("PACK", description="PACK: workers on as few nodes as they fit; SPREAD: on as many as there are")
@@ -254,6 +259,7 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
             torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
+                elastic_resize_monitor_interval_s=config.resize_seconds,
                 placement_strategy=config.placement,
                 use_gpu=config.gpus_per_worker > 0,
                 resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
