@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -125,10 +126,10 @@ async def _wait_until_ready(url: str, name: str) -> None:
 
 
 async def _first_part(url: str, port: int, config: LoadConfig, files: Sequence[bytes]) -> dict[str, Any]:
-    tally, names, kills = Tally(), Counter[str](), list[int]()
+    names, kills = Counter[str](), list[int]()
     async with httpx2.AsyncClient(base_url=url, timeout=config.deadline, limits=httpx2.Limits(max_connections=None)) as http:
 
-        async def ask(rng: random.Random) -> str:
+        async def ask(tally: Tally, rng: random.Random) -> str:
             request = _drawn(rng)
             path = "/v1/segment" if isinstance(request, SegmentRequest) else "/v1/prompt"
             parts: dict[str, Any] = {
@@ -146,18 +147,22 @@ async def _first_part(url: str, port: int, config: LoadConfig, files: Sequence[b
                 return "ok"
             return f"{reply.status_code} {reply.text[:100]}"
 
-        async def all_ask(until: float) -> None:
-            await asyncio.gather(*(_ask_until(until, ask, tally, random.Random(config.seed * 1000 + number)) for number in range(config.clients)))
+        async def all_ask(until: float) -> Tally:
+            tally = Tally()
+            draws = (random.Random(config.seed * 1000 + number) for number in range(config.clients))
+            await asyncio.gather(*(_ask_until(until, partial(ask, tally), tally, rng) for rng in draws))
+            return tally
 
-        await all_ask(time.monotonic() + config.warm)
+        warm = (await all_ask(time.monotonic() + config.warm)).summary()
+        names.clear()
         until = time.monotonic() + config.seconds
         watch = asyncio.create_task(_watch_memory(until))
         update = asyncio.create_task(_later(config.settle / 6, lambda: deploy(port, config, "second")))
         killer = asyncio.create_task(_kill_often(MODEL, config.kill_every, until, kills))
-        await all_ask(until)
+        tally = await all_ask(until)
         await asyncio.gather(update, killer)
         samples = await watch
-    return tally.summary() | {"kills": len(kills), "models": dict(names), "memory": _memory(samples, config.settle)}
+    return tally.summary() | {"warm": warm, "kills": len(kills), "models": dict(names), "memory": _memory(samples, config.settle)}
 
 
 async def _second_part(url: str, config: LoadConfig, files: Sequence[bytes]) -> dict[str, Any]:

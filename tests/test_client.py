@@ -322,10 +322,11 @@ def test_an_address_that_cannot_be_used(call: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_key_that_cannot_be_sent_is_told_and_not_shown(kind: type[Client | AsyncClient]) -> None:
+@pytest.mark.parametrize("key", ["secret\n", "secret ", "sec\rret"])
+def test_a_key_that_cannot_be_sent_is_told_and_not_shown(kind: type[Client | AsyncClient], key: str) -> None:
     with pytest.raises(ConfigError, match="the API key has characters that cannot be sent; allowed: one line") as caught:
-        kind("http://127.0.0.1:9", key="secret\n")
-    assert "secret" not in str(caught.value)
+        kind("http://127.0.0.1:9", key=key)
+    assert "sec" not in str(caught.value)
 
 
 def test_a_try_after_a_pause_that_ended_late_has_some_time() -> None:

@@ -265,8 +265,8 @@ class _Service:
     """What both clients know of the service."""
 
     def __init__(self, url: str, key: str | None, config: ClientConfig) -> None:
-        if key is not None and not key.isprintable():  # it could not be sent, and what is raised then shows it
-            raise ConfigError("the API key has characters that cannot be sent", allowed="one line, without its end")
+        if key is not None and (not key.isprintable() or key != key.strip()):  # it could not be sent, and what is raised then shows it
+            raise ConfigError("the API key has characters that cannot be sent", allowed="one line, without its end and spaces around")
         self._config = config
         self._base_url = url.rstrip("/")
         self._headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}

@@ -296,7 +296,7 @@ class EntityBatch:
 
     Attributes:
         records: B images as stored, with their entities.
-        images: [B, 3, H, W] uint8 RGB, the views.
+        images: [B, 3, H, W] uint8 RGB, the views; not to be written to, as `MaskBatch`'s.
         views: B maps between view and source pixels.
     """
 

@@ -225,7 +225,7 @@ def wait_until(happened: Callable[[], bool], job: "Future[str]") -> None:
 def test_a_run_grows_and_shrinks_with_the_cluster(cluster: Cluster, bucket: str, shards: str, tmp_path: Path) -> None:
     """Workers as large as a node: two, three while there is a third node, and two. The losses are those of a single process."""
     validation = f"validation={{shards: {shards}, images: 2, points_per_side: 8, every: 1}}"  # makes the steps long enough
-    same = (f"data.train={shards}", "init=shapes", "data.feed=threads", *SMALL, "steps=60")
+    same = (f"data.train={shards}", "init=shapes", "data.feed=threads", *SMALL, "steps=90")
     places = (f"output={bucket}/elastic", "workers=3", "min_workers=1", "cpus_per_worker=3", "resize_seconds=1")
     config = ("--config", "jobs/configs/stage1_shapes.yaml")
     with ThreadPoolExecutor(1) as pool:

@@ -10,7 +10,7 @@ from uniovseg.runtime.reproduce.job import ReproduceConfig
 
 
 def resolved(capsys: pytest.CaptureFixture[str], *argv: str) -> ReproduceConfig:
-    assert _cli.run(ReproduceConfig, reproduce.main, reproduce.arguments([*argv, "--dry-run"])) == 0
+    assert _cli.run(ReproduceConfig, reproduce.main, [*argv, "--dry-run"], reproduce.arguments) == 0
     return ReproduceConfig.model_validate(yaml.safe_load(capsys.readouterr().out))
 
 
@@ -40,6 +40,7 @@ def test_the_shipped_settings_are_found_from_any_folder(capsys: pytest.CaptureFi
     ("argv", "message"),
     [
         ([], "nothing is asked"),
+        (["--table"], "argument --table: expected one argument"),
         (["--table", "5"], "table: Input should be 1, 2, 3, 4 or 'promptable'; seen: 5"),
         (["--table", "2", "--world", "shapes"], "the shapes world has only table 3; seen: 2"),
         (["--table", "3", "ablation.nlkt=x"], "no such row: nlkt; allowed: baseline, nltk"),
@@ -47,6 +48,6 @@ def test_the_shipped_settings_are_found_from_any_folder(capsys: pytest.CaptureFi
     ],
 )
 def test_a_wrong_call_is_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _cli.run(ReproduceConfig, reproduce.main, reproduce.arguments(argv)) == 2
+    assert _cli.run(ReproduceConfig, reproduce.main, argv, reproduce.arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error

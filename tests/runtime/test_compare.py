@@ -86,8 +86,8 @@ def test_the_command_writes_a_page_and_a_picture(
     folder: Path, sweep: str, tracking: TrackingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "compared"
-    argv = compare_job.arguments([str(folder), "trial_1", "--output", str(output), "--tracking", str(tracking.uri)])
-    assert _cli.run(CompareConfig, compare_job.main, argv) == 0
+    argv = [str(folder), "trial_1", "--output", str(output), "--tracking", str(tracking.uri)]
+    assert _cli.run(CompareConfig, compare_job.main, argv, compare_job.arguments) == 0
     shown = capsys.readouterr().out
     assert "parameters that differ" in shown and "final metrics" in shown and "semantic.miou" in shown
     report = json.loads((output / "report.json").read_text())

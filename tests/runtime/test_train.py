@@ -29,7 +29,7 @@ from uniovseg.runtime import train as runtime_train
 from uniovseg.runtime.recorder import RayRecorder
 from uniovseg.runtime.shards import PartRange, write_manifest, write_part, write_records
 from uniovseg.runtime.tracking import Run, TrackingConfig
-from uniovseg.runtime.train import TrainJobConfig, fit, with_absolute_paths
+from uniovseg.runtime.train import TrainJobConfig, fit, scaling, with_absolute_paths
 from uniovseg.storage import Location
 from uniovseg.training import DataConfig, TrainConfig, ValidationConfig, run
 
@@ -338,6 +338,14 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(job: Tra
         fit(job.model_copy(update={"workers": 3}))
     with pytest.raises(ConfigError, match="at least 5"):
         fit(job.model_copy(update={"workers": 5, "min_workers": 1}))
+
+
+def test_what_ray_is_asked_for(job: TrainJobConfig) -> None:
+    asked = scaling(job.model_copy(update={"workers": 5, "min_workers": 2, "resize_seconds": 7.0, "gpus_per_worker": 0.5, "placement": "SPREAD"}))
+    assert (asked.min_workers, asked.max_workers, asked.elastic_resize_monitor_interval_s) == (2, 5, 7)
+    assert (asked.resources_per_worker, asked.use_gpu, asked.placement_strategy) == ({"CPU": 1, "GPU": 0.5}, True, "SPREAD")
+    fixed = scaling(job)
+    assert (fixed.num_workers, fixed.resources_per_worker, fixed.use_gpu) == (2, {"CPU": 1}, False)
 
 
 def test_fewer_workers_are_not_more(job: TrainJobConfig) -> None:

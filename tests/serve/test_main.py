@@ -25,6 +25,7 @@ from tests.serve.conftest import encoded
         (["checkpoint=shapes", "changes.clip.name=none"], 2, "none"),
         (["checkpoint=shapes", "keys_file={folder}/keys"], 2, "keys"),
         (["port=-1"], 2, "port"),
+        (["--prot", "1"], 2, "unrecognized arguments: --prot"),
         (["checkpoint=shapes", "port=1"], 0, ""),
     ],
 )

@@ -90,11 +90,9 @@ class _Rows(IterableDataset[MaskSample]):
 
     def __iter__(self) -> Iterator[MaskSample]:
         cv2.setNumThreads(1)  # as Ray Data's tasks
-        Finalize(
-            None, os._exit, (0,), exitpriority=0
-        )  # at their end: Arrow's threads, which read ahead, would abort the interpreter's own with a trace
         shards, info = ShardSet(self.uri), get_worker_info()
-        assert info is not None
+        assert info is not None, "this is a process of a DataLoader"
+        Finalize(None, os._exit, (0,), exitpriority=0)  # its end: Arrow reads ahead in threads that would abort the interpreter with a trace
         for epoch in count():
             order = np.random.default_rng([self.maker.seed, epoch]).permutation(len(shards.groups))
             for group in order[info.id :: info.num_workers]:

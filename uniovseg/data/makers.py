@@ -71,7 +71,8 @@ class MaskSampleMaker:
 
     def unpack(self, table: pa.Table) -> MaskBatch:
         """A table of `pack` as a batch."""
-        return samples.collate(sample_table.mask_samples(table), sample_table.images(table))
+        joined = table.combine_chunks()
+        return samples.collate(sample_table.mask_samples(joined), sample_table.images(joined))
 
 
 class PairSampleMaker:
@@ -103,7 +104,8 @@ class PairSampleMaker:
 
     def unpack(self, table: pa.Table) -> PairBatch:
         """A table of `pack` as a batch."""
-        return pairs.collate(sample_table.pair_samples(table), sample_table.images(table))
+        joined = table.combine_chunks()
+        return pairs.collate(sample_table.pair_samples(joined), sample_table.images(joined))
 
 
 class EntitySampleMaker:
@@ -135,4 +137,5 @@ class EntitySampleMaker:
 
     def unpack(self, table: pa.Table) -> EntityBatch:
         """A table of `pack` as a batch."""
-        return entities.collate(sample_table.entity_samples(table), sample_table.images(table))
+        joined = table.combine_chunks()
+        return entities.collate(sample_table.entity_samples(joined), sample_table.images(joined))

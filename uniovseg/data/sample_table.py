@@ -1,5 +1,6 @@
 """Training samples as Arrow tables, so that they can travel between processes without pickling or copying pixels."""
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -65,10 +66,16 @@ def entity_table(samples: Sequence[EntitySample]) -> pa.Table:
 
 def images(table: pa.Table) -> Tensor:
     """The pixels of all samples of a table, of one size: [B, 3, H, W] uint8 in the table's own memory, not to be written to."""
-    pixels = _images(table.combine_chunks())
-    with warnings.catch_warnings():  # the batch lies where Ray put it: a copy would cost more than all else that is done to it here
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(pixels)
+    _let_torch_warn()
+    return torch.from_numpy(_images(table.combine_chunks()))
+
+
+@functools.cache
+def _let_torch_warn() -> None:
+    """torch tells once a process that an array is not to be written to. Here nobody does, so nobody is told."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.from_numpy(np.frombuffer(b"0", np.uint8))
 
 
 def mask_samples(table: pa.Table) -> list[MaskSample]:
@@ -116,7 +123,8 @@ def _view_column(samples: Sequence[MaskSample] | Sequence[EntitySample]) -> dict
 
 def _images(table: pa.Table) -> NDArray[np.uint8]:
     """The views' pixels, by row of a table in one chunk; all are of one size."""
-    (height, width), *_ = table.column("size").to_pylist()
+    (height, width), *others = table.column("size").to_pylist()
+    assert all(size == [height, width] for size in others), others
     column = table.column("image").chunk(0)
     _, offsets, data = column.buffers()
     ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]

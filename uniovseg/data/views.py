@@ -107,6 +107,7 @@ def render(image: NDArray[np.uint8], view: View, shrink: int = 1) -> NDArray[np.
     if shown is None:
         shown = warp(image, view, (height, width))
     h, w = shown.shape[:2]
+    assert h <= view.size[0] and w <= view.size[1], (shown.shape, view)  # OpenCV would write elsewhere
     canvas = np.empty((3, *view.size), np.uint8)
     canvas[:, h:] = PAD
     canvas[:, :h, w:] = PAD

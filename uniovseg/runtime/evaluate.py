@@ -44,9 +44,9 @@ class PromptableJobConfig(Config):
     output: str = Field("runs/promptable", description="folder of report.json, images.csv, report.html and everything.png")
     pictures: int = Field(8, ge=0, description="worst and best images each that report.html shows")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    threads: int = Field(0, ge=0, description=f"{THREADS}; for each image of those at once")
+    threads: int = Field(0, ge=0, description=THREADS)
     promptable: PromptableConfig = Field(PromptableConfig(), description="grid and chunks")
-    pool: PoolConfig = Field(PoolConfig(), description="actors")
+    pool: PoolConfig = Field(PoolConfig(), description="actors; an item is an image, or a row group of a shard set")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 

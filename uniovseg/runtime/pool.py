@@ -28,7 +28,7 @@ class PoolConfig(Config):
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of an actor; a fraction shares one")
 
 
-THREADS = "CPU threads of torch, a worker; 0: as many as an actor has CPUs, in this process torch's own choice"
+THREADS = "CPU threads of torch for each of the items at once; 0: as many as an actor has CPUs, in this process torch's own choice"
 """What `use_threads` does, as the description of a job's key."""
 
 

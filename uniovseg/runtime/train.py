@@ -58,7 +58,7 @@ class TrainJobConfig(TrainConfig):
     resize_seconds: float = Field(
         60,
         gt=0,
-        description="with min_workers: how often a run looks for places for more workers; it then goes on with them from its newest checkpoint",
+        description="with min_workers: how often a run looks for places for more (Ray knows of them within 20 s); it goes on from its newest checkpoint",
     )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker; 0 trains on the CPU")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs a worker")
@@ -210,6 +210,17 @@ def progress_bar(output: Location, steps: int) -> Iterator[None]:
             watcher.join()
 
 
+def scaling(config: TrainJobConfig) -> ScalingConfig:
+    """How many workers Ray starts, where, and with what."""
+    return ScalingConfig(
+        num_workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
+        elastic_resize_monitor_interval_s=config.resize_seconds,
+        placement_strategy=config.placement,
+        use_gpu=config.gpus_per_worker > 0,
+        resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
+    )
+
+
 def start_tries(config: TrainJobConfig) -> int:
     """How often Ray may try to start all workers: each try waits for RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S."""
     return math.ceil(config.start_minutes * 60 / float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")))
@@ -257,13 +268,7 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
                 "start": start,
             },
             torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=config.workers if config.min_workers is None else (config.min_workers, config.workers),
-                elastic_resize_monitor_interval_s=config.resize_seconds,
-                placement_strategy=config.placement,
-                use_gpu=config.gpus_per_worker > 0,
-                resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
-            ),
+            scaling_config=scaling(config),
             run_config=RunConfig(
                 name=name,
                 storage_path=parent,

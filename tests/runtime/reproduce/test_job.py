@@ -40,7 +40,7 @@ def made_up(steps: list[Step], mious: dict[str, list[float]]) -> list[SeedResult
 
 
 def run(tmp_path: Path, *argv: str) -> dict[str, Any]:
-    assert _cli.run(ReproduceConfig, reproduce.main, reproduce.arguments([*argv, f"output={tmp_path}"])) == 0
+    assert _cli.run(ReproduceConfig, reproduce.main, [*argv, f"output={tmp_path}"], reproduce.arguments) == 0
     report: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
     return report
 

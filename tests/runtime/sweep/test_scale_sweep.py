@@ -172,5 +172,5 @@ def test_the_plots_are_pictures_and_pages_of_their_own(report: dict[str, Any]) -
 def test_resume_is_an_option_of_the_command_line(config: SweepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(config.model_dump_json())
-    assert _cli.run(SweepConfig, tune.main, tune.arguments(["--config", str(file), "--resume", "--dry-run"])) == 0
+    assert _cli.run(SweepConfig, tune.main, ["--config", str(file), "--resume", "--dry-run"], tune.arguments) == 0
     assert "\nresume: true\n" in capsys.readouterr().out
