@@ -4,10 +4,7 @@ import csv
 import io
 import json
 import math
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -18,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.e2e.cluster import Cluster
 from tests.object_store import SECRET
-from uniovseg import checkpoint, storage, training
+from uniovseg import checkpoint, storage
 from uniovseg.config import validate
 from uniovseg.data import entities
 from uniovseg.data.coco import write_sa1b_tars
@@ -207,38 +204,6 @@ def test_tune_ranks_every_set_and_cost(cluster: Cluster, swept: str, named: str)
     assert {"best.yaml", "trials.csv", "parallel.html", "parallel.png", "scale_sets.html", "scale_sets.png"} <= artifacts(client, run)
     best = validate(MatchConfig, yaml.safe_load(storage.read_bytes(Location.of(swept) / "best.yaml")))
     assert (best.entities, "+".join(map(str, best.regions.sizes)), best.pairing.matching.cost) == (named, rows[0]["sizes"], rows[0]["matching.cost"])
-
-
-def workers_at(output: str) -> dict[int, int]:
-    """With how many workers each step was done that is logged by now."""
-    found = Location.of(output) / "metrics.jsonl"
-    lines = storage.read_bytes(found).decode().splitlines() if storage.exists(found) else []
-    return {line["step"]: int(line["workers"]) for line in map(json.loads, lines) if "workers" in line}
-
-
-def wait_until(happened: Callable[[], bool], job: "Future[str]") -> None:
-    while not happened():
-        assert not job.done(), job.result()
-        threading.Event().wait(0.2)
-
-
-def test_a_run_grows_and_shrinks_with_the_cluster(cluster: Cluster, bucket: str, shards: str, tmp_path: Path) -> None:
-    """Workers as large as a node: two, three while there is a third node, and two. The losses are those of a single process."""
-    validation = f"validation={{shards: {shards}, images: 2, points_per_side: 8, every: 1}}"  # makes the steps long enough
-    same = (f"data.train={shards}", "init=shapes", "data.feed=threads", *SMALL, "steps=90")
-    places = (f"output={bucket}/elastic", "workers=3", "min_workers=1", "cpus_per_worker=3", "resize_seconds=1")
-    config = ("--config", "jobs/configs/stage1_shapes.yaml")
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(cluster.submit, "jobs/train.py", *config, *same, *places, validation, *TRACKED)
-        wait_until(lambda: len(workers_at(f"{bucket}/elastic")) > 3, job)
-        with cluster.another_node(3):
-            wait_until(lambda: 3 in workers_at(f"{bucket}/elastic").values(), job)
-        job.result()
-    assert report_of(f"{bucket}/elastic")["workers"] == [2, 3, 2]
-    assert training.main([*config, *same, f"output={tmp_path}/alone", "validation.shards=null"]) == 0
-    alone = {line["step"]: line["loss"] for line in map(json.loads, (tmp_path / "alone/metrics.jsonl").read_text().splitlines())}
-    # Not closer: where rounding, which differs with the number of workers, exchanges two points of equal uncertainty, a loss changes by 3e-4.
-    assert logged_losses(f"{bucket}/elastic") == pytest.approx(alone, rel=1e-3)
 
 
 def test_no_job_writes_a_secret_anywhere(cluster: Cluster, bucket: str, shards: str, stage2: str, swept: str) -> None:
