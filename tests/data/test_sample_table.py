@@ -78,10 +78,13 @@ def test_images_stay_where_they_are(samples: list[MaskSample]) -> None:
     assert_equal(joined, collate(samples))
 
 
-def test_what_a_batch_owns(samples: list[MaskSample]) -> None:
-    """Arrow's buffers are read-only and may be shared between processes; all but the images is the batch's own."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_batch_may_be_written_to(samples: list[MaskSample], shared: bool) -> None:
+    """Arrow's buffers are read-only and may be shared between processes; the batch owns its values, but for images that stay where they are."""
     table = mask_table(samples)
-    batch = collate(mask_samples(table), images(table))
+    batch = collate(mask_samples(table), images(table) if shared else None)
+    if not shared:
+        batch.images.zero_()
     batch.masks[0].ends.zero_()
     batch.boxes_xyxy[0].zero_()
     assert_equal(collate(mask_samples(table)), collate(samples))
