@@ -6,16 +6,14 @@ One thread at a time may use an engine.
 import functools
 import hashlib
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.overrides import TorchFunctionMode
 
 from serve.masks import Found
 from serve.problems import ServiceError
@@ -35,6 +33,7 @@ from uniovseg.api import (
     Word,
 )
 from uniovseg.data.vocabulary import PACKAGED, load_vocabulary
+from uniovseg.deadline import deadline
 from uniovseg.errors import DataError
 from uniovseg.methods.promptable import EmbeddedImage, RegionConfig
 from uniovseg.models.text_classifier import template_set
@@ -52,20 +51,6 @@ class Answered(NamedTuple):
     found: tuple[Found, ...]
     vocabulary: VocabularyRef | None
     warnings: tuple[str, ...]
-
-
-class _Deadline(TorchFunctionMode):
-    """Within it every operation of torch first looks whether the work is to have ended, `time.monotonic`: naming and resizing have one as the model has."""
-
-    def __init__(self, until: float) -> None:
-        super().__init__()
-        self.until = until
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        # `no_grad` sets gradients as they were by such a call too, on its way out of late work.
-        if time.monotonic() >= self.until and func is not torch._C._set_grad_enabled:
-            raise TimeoutError
-        return func(*args, **(kwargs or {}))
 
 
 class Engine:
@@ -120,7 +105,7 @@ class Engine:
 
         Raises:
             ServiceError: points or boxes outside the image, a vocabulary that cannot be used or is too much work.
-            TimeoutError: the time is over between two operations of torch.
+            TimeoutError: the time is over before a batch of prompts, a chunk of sentences, a scale, or some masks at the image's size.
         """
         assert isinstance(request, NamingRequest), request
         if isinstance(request, PromptRequest):
@@ -129,7 +114,7 @@ class Engine:
         if vocabulary is not None and (request.vocabulary_id is None or isinstance(request.templates, tuple)):
             self._check_sentences(request, vocabulary)
         try:
-            with _Deadline(until):
+            with deadline(until):
                 found = self._found(embedded, request, vocabulary)
         except DataError as error:
             raise ServiceError("invalid_request", str(error)) from error

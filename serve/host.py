@@ -24,6 +24,7 @@ from serve.model_thread import Group, ModelThread
 from serve.problems import Refusal, ServiceError
 from serve.settings import ModelSource, ReplicaConfig
 from uniovseg.api import Limits, NamingRequest, Timings
+from uniovseg.deadline import deadline
 from uniovseg.methods.promptable import EmbeddedImage
 
 P = ParamSpec("P")
@@ -188,13 +189,10 @@ def _embed(engine: Engine, images: Sequence[NDArray[np.uint8]]) -> list[tuple[Em
 
 
 def _written(outcome: Outcome, answered: Answered, request: NamingRequest, until: float) -> Outcome:
-    return replace(
-        outcome,
-        segments=write_segments(answered.found, request.mask_format, until),
-        id_map=write_id_map(answered.found, outcome.size, until) if request.mask_format == "png_idmap" else None,
-        vocabulary=answered.vocabulary,
-        warnings=answered.warnings,
-    )
+    with deadline(until):
+        segments = write_segments(answered.found, request.mask_format)
+        id_map = write_id_map(answered.found, outcome.size) if request.mask_format == "png_idmap" else None
+    return replace(outcome, segments=segments, id_map=id_map, vocabulary=answered.vocabulary, warnings=answered.warnings)
 
 
 def _timed(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> tuple[R, float]:

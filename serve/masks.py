@@ -1,9 +1,7 @@
 """Masks as they travel: COCO RLE, one PNG for all of them, or polygons along the pixels' edges."""
 
 import base64
-import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -11,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uniovseg.api import CocoRle, IdMap, MaskFormat, Polygons, Segment
+from uniovseg.deadline import in_time
 from uniovseg.ops.run_length import RunLengthMasks
 
 
@@ -27,8 +26,8 @@ class Found(NamedTuple):
     predicted_iou: float | None = None
 
 
-def write_segments(found: Sequence[Found], form: MaskFormat, until: float = math.inf) -> tuple[Segment, ...]:
-    """Segments with ids from 1, their masks in the form asked for. Raises TimeoutError where they are not written by `until` (`time.monotonic`)."""
+def write_segments(found: Sequence[Found], form: MaskFormat) -> tuple[Segment, ...]:
+    """Segments with ids from 1, their masks in the form asked for. Raises TimeoutError as `in_time`."""
     return tuple(
         Segment(
             id=rank,
@@ -41,26 +40,19 @@ def write_segments(found: Sequence[Found], form: MaskFormat, until: float = math
             area=item.area,
             mask=_mask(item, form),
         )
-        for rank, item in enumerate(_in_time(found, until), 1)
+        for rank, item in enumerate(in_time(found), 1)
     )
 
 
-def write_id_map(found: Sequence[Found], size: tuple[int, int], until: float = math.inf) -> IdMap:
-    """The masks of an image of `size` (h, w) in one PNG; the first is on top. Raises TimeoutError as `write_segments`."""
+def write_id_map(found: Sequence[Found], size: tuple[int, int]) -> IdMap:
+    """The masks of an image of `size` (h, w) in one PNG; the first is on top. Raises TimeoutError as `in_time`."""
     ids = np.zeros(size, np.uint8 if len(found) < 256 else np.uint16)
-    for above, item in enumerate(_in_time(found[::-1], until)):
+    for above, item in enumerate(in_time(found[::-1])):
         x0, y0, x1, y1 = item.box_xyxy
         ids[y0:y1, x0:x1][_inside(item)] = len(found) - above
     done, data = cv2.imencode(".png", ids, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     assert done, "an id map is a grey image"
     return IdMap(type="png8" if ids.dtype == np.uint8 else "png16", data=base64.b64encode(data.tobytes()).decode())
-
-
-def _in_time(found: Sequence[Found], until: float) -> Iterator[Found]:
-    for item in found:
-        if time.monotonic() >= until:
-            raise TimeoutError
-        yield item
 
 
 def _mask(item: Found, form: MaskFormat) -> CocoRle | Polygons | None:

@@ -15,6 +15,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from uniovseg.config import Config
+from uniovseg.deadline import in_time
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import PanopticMap, PanopticSegment, Prediction, Vocabulary
 
@@ -162,7 +163,8 @@ def _overlay(masks: RunLengthMasks) -> Iterator[tuple[NDArray[np.int64], NDArray
     starts = torch.cat([masks.ends.new_zeros(1), masks.ends - owner * pixels]).unique()
     starts = starts[starts < pixels]
     lengths = torch.cat([starts, starts.new_tensor([pixels])]).diff()
-    for begin, length in zip(*(part.split(max(1, VALUES_AT_ONCE // max(1, len(masks)))) for part in (starts, lengths)), strict=True):
+    step = max(1, VALUES_AT_ONCE // max(1, len(masks)))
+    for begin, length in in_time(zip(starts.split(step), lengths.split(step), strict=True)):
         centres = torch.stack([begin // height, begin % height], dim=-1) + 0.5
         yield length.numpy(), masks.sample(centres).numpy()
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uniovseg.config import Config
+from uniovseg.deadline import in_time
 from uniovseg.ops.masks import cells_in_boxes, inner_nms
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import View
@@ -104,6 +105,6 @@ def masks_from_logits(logits: Tensor, view: View, size: tuple[int, int], limits_
     if len(logits) == 0:
         return RunLengthMasks.empty(size)
     step = max(1, PIXELS_AT_ONCE // max(size) ** 2)  # the whole canvas is resized, its padding too
-    parts = (slice(begin, begin + step) for begin in range(0, len(logits), step))
+    parts = (slice(begin, begin + step) for begin in in_time(range(0, len(logits), step)))
     dense = (dense_masks(logits[part], view, size, None if limits_xyxy is None else limits_xyxy[part]) for part in parts)
     return RunLengthMasks.cat([RunLengthMasks.from_dense(masks.cpu()) for masks in dense])

@@ -39,7 +39,7 @@ def test_late_work_stops(host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(owner, name, counted)
     monkeypatch.setattr(postprocess, "PIXELS_AT_ONCE", 4 * max(image.shape) ** 2)
-    monkeypatch.setattr("serve.engine.time", SimpleNamespace(monotonic=lambda: begun))
+    monkeypatch.setattr("uniovseg.deadline.time", SimpleNamespace(monotonic=lambda: begun))
     with pytest.raises(TimeoutError):
         engine.answer(engine.embed([image])[0], request_, until=2)
     assert begun == 2
@@ -47,6 +47,6 @@ def test_late_work_stops(host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch
     begun = 0
     engine.answer(engine.embed([image])[0], request_)
     assert begun == count
-    monkeypatch.setattr("serve.engine.time", SimpleNamespace(monotonic=lambda: float("inf")))
+    monkeypatch.setattr("uniovseg.deadline.time", SimpleNamespace(monotonic=lambda: 1e18))
     reply = asyncio.run(host.call(Call(request=request_, image=png, image_id=None, seconds=60.0)))
     assert isinstance(reply, Refusal) and reply.code == "timeout"

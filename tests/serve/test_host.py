@@ -2,8 +2,8 @@
 
 import asyncio
 import gc
-import math
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,10 +13,11 @@ import torch
 from serve.calls import Call, Outcome
 from serve.engine import Engine
 from serve.host import Host
+from serve.masks import Found, write_segments
 from serve.problems import Refusal, ServiceError
 from serve.settings import ModelSource
 from tests.serve.conftest import LIMITS, REPLICA
-from uniovseg.api import EverythingRequest
+from uniovseg.api import EverythingRequest, MaskFormat, Segment
 from uniovseg.methods.promptable import EmbeddedImage
 
 
@@ -66,7 +67,11 @@ def test_features_that_grew_in_vain_are_counted(host: Host, png: bytes, monkeypa
 
 
 def test_writing_masks_ends_with_the_call(host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.masks.time", SimpleNamespace(monotonic=lambda: math.inf))
+    def late(found: Sequence[Found], form: MaskFormat) -> tuple[Segment, ...]:
+        monkeypatch.setattr("uniovseg.deadline.time", SimpleNamespace(monotonic=lambda: 1e18))
+        return write_segments(found, form)
+
+    monkeypatch.setattr("serve.host.write_segments", late)
     reply = asyncio.run(host.call(replace(call_of(png), request=EverythingRequest(mask_format="png_idmap"))))
     assert isinstance(reply, Refusal) and reply.code == "timeout"
 

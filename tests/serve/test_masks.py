@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from serve.masks import Found, trace, write_id_map, write_segments
 from tests.serve.conftest import decoded_map
 from uniovseg.api import CocoRle, Polygons
+from uniovseg.deadline import deadline
 from uniovseg.ops.run_length import RunLengthMasks
 
 
@@ -76,13 +77,13 @@ def test_all_forms_hold_the_same_pixels() -> None:
 def test_writing_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock counts the masks that were begun."""
     items = [found(np.ones((3, 4), bool))] * 5
-    for write in (lambda until: write_segments(items, "polygon", until), lambda until: write_id_map(items, (3, 4), until)):
+    for write in (lambda: write_segments(items, "polygon"), lambda: write_id_map(items, (3, 4))):
         clock = SimpleNamespace(monotonic=itertools.count().__next__)
-        monkeypatch.setattr("serve.masks.time", clock)
-        with pytest.raises(TimeoutError):
-            write(2)
+        monkeypatch.setattr("uniovseg.deadline.time", clock)
+        with deadline(2), pytest.raises(TimeoutError):
+            write()
         assert clock.monotonic() == 3
-        write(100)
+        write()
 
 
 @pytest.mark.parametrize("count", [0, 3, 300])

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from uniovseg.config import Config
 from uniovseg.data.regions import region_cells
 from uniovseg.data.views import CanvasSide, fit_view, render
+from uniovseg.deadline import in_time
 from uniovseg.methods.base import Method
 from uniovseg.models.clip import CHECKPOINT, Clip, ClipConfig
 from uniovseg.models.feature_adapter import FeatureAdapter
@@ -226,7 +227,7 @@ class PromptableSegmenter(Method):
         height, width = embedded.size
         wanted = proposals or self.config.proposals
         points = grid_points(points_per_side or self.config.test_points_per_side, torch.tensor([0, 0, width, height])).to(self.device)
-        decoded = MaskEmbeddings.cat([self.embed_points(embedded, chunk) for chunk in points.split(self.config.prompts_per_call)])
+        decoded = MaskEmbeddings.cat([self.embed_points(embedded, chunk) for chunk in in_time(points.split(self.config.prompts_per_call))])
         kept = decoded.take(decoded.iou_probs >= wanted.min_predicted_iou)
         logits, limits = self.uncut_logits(embedded, kept)
         masks, quality = filter_proposals(wanted, logits, kept.iou_probs, embedded.view, embedded.size, limits)
@@ -250,7 +251,7 @@ class PromptableSegmenter(Method):
         """
         share = 0.0 if self.adapter is None else adapted
         embeddings = []
-        for size in self.config.regions.sizes:
+        for size in in_time(self.config.regions.sizes):
             mixed = torch.zeros(len(masks), self.clip.embed_dim, device=self.device)
             for use_adapter, weight in ((False, 1 - share), (True, share)):
                 if weight > 0:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from uniovseg.deadline import in_time
 from uniovseg.models.clip import Clip
 from uniovseg.records import Vocabulary
 
@@ -86,7 +87,7 @@ def embed_phrases(clip: Clip, phrases: Sequence[str], templates: Sequence[str], 
     sentences = [template.format(phrase) for phrase in phrases for template in templates]
     total = clip.mean.new_zeros(len(phrases), clip.embed_dim)
     owners = torch.arange(len(sentences), device=total.device) // len(templates)
-    for start in range(0, len(sentences), chunk):
+    for start in in_time(range(0, len(sentences), chunk)):
         encoded = clip.encode_text(sentences[start : start + chunk]).float()
         total.index_add_(0, owners[start : start + chunk], F.normalize(encoded, dim=-1))
     return F.normalize(total, dim=-1)

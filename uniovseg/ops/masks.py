@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from uniovseg.deadline import in_time
+
 BLOCK = 128
 """Masks that `inner_nms` compares at once with those kept so far."""
 
@@ -33,7 +35,7 @@ def inner_nms(masks: Tensor, scores: Tensor, iou_threshold: float, inner_thresho
     """
     order = scores.argsort(descending=True, stable=True)
     kept, pixels = order[:0], masks[:0].float()
-    for block in torch.split(order, BLOCK):
+    for block in in_time(torch.split(order, BLOCK)):
         flat = masks[block].float()
         if len(kept):
             free = ~_suppresses(pixels, flat, iou_threshold, inner_threshold).any(0)
