@@ -52,27 +52,27 @@ class PromptableJobConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class LabelledPart:
-    """Some images of a labelled set, not yet read: those of a COCO JSON, or the rows [begin, end) of a shard set's row group."""
+    """Some images of a labelled set, not yet read: one of a COCO JSON, or the rows [begin, end) of a shard set's row group."""
 
-    coco: tuple[CocoImage, ...] = ()
+    coco: CocoImage | None = None
     shards: str = ""
     group: int = 0
     begin: int = 0
     end: int = 0
 
     def __len__(self) -> int:
-        return len(self.coco) or self.end - self.begin
+        return 1 if self.coco else self.end - self.begin
 
     def one(self, number: int) -> "LabelledPart":
         """The image of this number alone."""
         if self.coco:
-            return LabelledPart(self.coco[number : number + 1])
+            return self
         return replace(self, begin=self.begin + number, end=self.begin + number + 1)
 
     def read(self) -> Iterator[LabelledImage]:
         """The images, one at a time. Raises DataError for an image or a mask that cannot be read."""
         if self.coco:
-            return labelled(iter_records(self.coco))
+            return labelled(iter_records([self.coco]))
         source = ShardSet(self.shards)
         table = source.read_group(self.group)
         return labelled(source.record(to_record, table, row) for row in range(self.begin, self.end))
@@ -94,7 +94,7 @@ def labelled_parts(config: PromptableJobConfig) -> list[LabelledPart]:
     assert annotations is not None
     if annotations.endswith(".json"):
         found = read_annotations(annotations, images or images_beside(annotations), config.panoptic)[: config.limit]
-        parts = [LabelledPart((image,)) for image in found]
+        parts = [LabelledPart(image) for image in found]
     else:
         source, parts = ShardSet(annotations), []
         left = source.manifest.samples if config.limit is None else config.limit
