@@ -62,9 +62,17 @@ class LoadConfig(Config):
 
 @dataclass
 class Tally:
-    """What clients saw."""
+    """What clients saw.
+
+    Attributes:
+        answers: how often which outcome, ``ok`` or what failed.
+        models: how often a model of which name answered, where the caller counts it.
+        waits: answers 503 with Retry-After.
+        seconds: of each good answer.
+    """
 
     answers: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
     waits: int = 0
     seconds: list[float] = field(default_factory=list)
 
@@ -126,7 +134,7 @@ async def _wait_until_ready(url: str, name: str) -> None:
 
 
 async def _first_part(url: str, port: int, config: LoadConfig, files: Sequence[bytes]) -> dict[str, Any]:
-    names, kills = Counter[str](), list[int]()
+    kills = list[int]()
     async with httpx2.AsyncClient(base_url=url, timeout=config.deadline, limits=httpx2.Limits(max_connections=None)) as http:
 
         async def ask(tally: Tally, rng: random.Random) -> str:
@@ -143,7 +151,7 @@ async def _first_part(url: str, port: int, config: LoadConfig, files: Sequence[b
                 tally.waits += 1
                 await asyncio.sleep(float(reply.headers["Retry-After"]))
             if reply.status_code == 200:
-                names[reply.json()["model"]["name"]] += 1
+                tally.models[reply.json()["model"]["name"]] += 1
                 return "ok"
             return f"{reply.status_code} {reply.text[:100]}"
 
@@ -154,7 +162,6 @@ async def _first_part(url: str, port: int, config: LoadConfig, files: Sequence[b
             return tally
 
         warm = (await all_ask(time.monotonic() + config.warm)).summary()
-        names.clear()
         until = time.monotonic() + config.seconds
         watch = asyncio.create_task(_watch_memory(until))
         update = asyncio.create_task(_later(config.settle / 6, lambda: deploy(port, config, "second")))
@@ -162,7 +169,7 @@ async def _first_part(url: str, port: int, config: LoadConfig, files: Sequence[b
         tally = await all_ask(until)
         await asyncio.gather(update, killer)
         samples = await watch
-    return tally.summary() | {"warm": warm, "kills": len(kills), "models": dict(names), "memory": _memory(samples, config.settle)}
+    return tally.summary() | {"warm": warm, "kills": len(kills), "models": dict(tally.models), "memory": _memory(samples, config.settle)}
 
 
 async def _second_part(url: str, config: LoadConfig, files: Sequence[bytes]) -> dict[str, Any]:
