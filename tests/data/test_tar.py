@@ -191,9 +191,58 @@ def test_a_truncated_tar_keeps_its_whole_samples(left_over: int) -> None:
     keys = [item.key for item in found if isinstance(item, TarSample) and len(item.files) == 2]
     assert keys == [f"s{index}" for index in range(whole // 2)]
     damages = [item for item in found if isinstance(item, TarDamage)]
-    assert len(damages) == (0 if inside else 1)
-    hit = damages[0] if damages else None
+    (hit,) = damages
     header_was_whole = len(cut) - whole * 3 * 512 >= 512
-    if hit and header_was_whole:  # the sample is named, and told once: not as one without its twin too
+    if header_was_whole:  # the sample is named, and told once: not as one without its twin too
         assert hit.key == f"s{whole // 2}"
         assert all(len(item.files) == 2 for item in found if isinstance(item, TarSample))
+
+
+TWINS = {f"s{index}.{ending}": bytes([index + 1]) * 700 for index in range(8) for ending in ("jpg", "json")}
+SAMPLE = 6 * 512
+
+
+def damaged_parts(data: bytes) -> list[tuple[list[tuple[str, Files]], list[tuple[str, int]]]]:
+    """Whole samples, and keys and offsets of damages, for every way to cut the tar into parts."""
+    found = [[item for begin, end in itertools.pairwise(borders) for item in read(data, begin, end)] for borders in every_cut(data)]
+    return [(plain(items), [(item.key, item.offset) for item in items if isinstance(item, TarDamage)]) for items in found]
+
+
+@pytest.mark.parametrize("lost", [range(3, 5), range(6, 8)])
+def test_zeros_that_a_copy_has_not_overwritten_are_told_once(lost: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "LONGEST_END", SAMPLE)
+    data = bytearray(make_tar(TWINS)[: 8 * SAMPLE] + bytes(1024))
+    data[lost.start * SAMPLE : lost.stop * SAMPLE] = bytes(len(lost) * SAMPLE)
+    kept = [(key, files) for key, files in samples_of(TWINS) if int(key[1:]) not in lost]
+    for samples, damages in damaged_parts(bytes(data)):
+        assert samples == kept
+        assert damages == [("", lost.start * SAMPLE)]
+
+
+@pytest.mark.parametrize("samples", [1, 7, 8])
+def test_a_tar_that_was_cut_between_members_is_told_once(samples: int) -> None:
+    data = make_tar(TWINS)[: samples * SAMPLE]
+    for found, damages in damaged_parts(data):
+        assert found == samples_of(TWINS)[:samples]
+        assert damages == [("", len(data))]
+    assert [item.detail for item in read(b"") if isinstance(item, TarDamage)] == ["the file is empty"]
+    assert read(data[: 6 * 512] + bytes(512), 3 * 512 + 1) == []
+
+
+def test_members_of_one_name_in_a_row_are_told() -> None:
+    first, second = dict(itertools.islice(TWINS.items(), 4)), {"s1.jpg": b"x", "s1.json": b"{}", "s9.jpg": b"y", "s9.json": b"{}"}
+    for samples, damages in damaged_parts(make_tar(first) + make_tar(second)):
+        assert samples == samples_of(first)[:1] + samples_of(second)[1:]
+        assert damages == [("s1", SAMPLE)]
+
+
+def test_what_follows_the_first_dot_is_the_ending() -> None:
+    data = make_tar({"folder.d/a.seg.PNG": b"1", "folder.d/a.jpg": b"2"})
+    assert plain(read(data)) == [("a", {"seg.png": b"1", "jpg": b"2"})]
+
+
+def test_a_name_that_is_no_utf8_becomes_text_that_can_be_written() -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        ((key, _),) = plain(read(make_tar({f"{name}.jpg": b"1", f"{name}.json": b"2"}, kind)))
+        assert key == "caf\\xe9" and key.encode()

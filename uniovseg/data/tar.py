@@ -1,11 +1,12 @@
 """Samples of a tar archive, by byte offset: any part of a large tar can be read alone, and after an error reading goes on without loss or repeats.
 
-A sample is a run of members with one name up to the ending (``sa_1.jpg``, ``sa_1.json``). A *part* [begin, end) of a tar owns every sample but the
-first that it meets from `begin` on, up to and with the one that holds the first header at or after `end`; the first part owns its first sample too.
-Neighbouring parts agree on that header, so every sample belongs to exactly one part, wherever the borders fall.
+A sample is a run of members with one name up to the first dot (``sa_1.jpg``, ``sa_1.json``), as in WebDataset. A *part* [begin, end) of a tar owns
+every sample but the first that it meets from `begin` on, up to and with the one that holds the first header at or after `end`; the first part owns its
+first sample too. Neighbouring parts agree on that header, so every sample belongs to exactly one part, wherever the borders fall.
 
-Where the archive itself is damaged (a header that is none, an end inside a member), that becomes a `TarDamage` in the place of what was lost, and
-reading goes on at the next valid header. Zeroed blocks are passed over, so that archives may follow each other in one file.
+Where the archive itself is damaged (a header that is none, an end inside a member or without an end marker, a stretch of zeros), that becomes a
+`TarDamage` in the place of what was lost, and reading goes on at the next valid header. The zeroed blocks that end an archive are passed over, so that
+archives may follow each other in one file.
 """
 
 import tarfile
@@ -23,6 +24,9 @@ BLOCK = 512
 BUFFER = 8 * 1024**2
 """Bytes of one ranged read."""
 
+LONGEST_END = 64 * 1024
+"""Bytes of zeros that may end an archive: two blocks, and what fills its last record, of 10 kB by default. More are what a copy has not written."""
+
 LOOK_BACK = 16 * BLOCK
 """How far before a part's begin the long name of its first header is looked for."""
 
@@ -35,7 +39,7 @@ OpenAt = Callable[[int], BinaryIO]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarSample:
-    """Members of one sample: ``files`` by ending (lower case), ``offset`` of its first header in the tar."""
+    """Members of one sample: ``files`` by what follows the first dot (lower case), ``offset`` of its first header in the tar."""
 
     key: str
     offset: int
@@ -116,6 +120,8 @@ def iter_samples(open_at: OpenAt, size: int, begin: int = 0, end: int | None = N
     begin, end = -(-begin // BLOCK) * BLOCK, size if end is None else -(-end // BLOCK) * BLOCK
     state = _Progress(begin, search=begin > 0, skip_first=begin > 0)
     failures = 0
+    if size == 0:
+        yield TarDamage(key="", offset=0, detail="the file is empty")
     while state.position < size:
         before = state.position
         try:
@@ -140,6 +146,10 @@ def _read_on(open_at: OpenAt, size: int, end: int, state: _Progress) -> Iterator
                 state.position = size if done[-1].header >= end else item.offset
                 if owned:
                     yield _sample(done)
+                if isinstance(item, _Damage) and item.offset >= size:  # whoever owns the last sample tells that the tar ends with it
+                    state.position = size
+                    if owned:
+                        yield TarDamage(key="", offset=size, detail=item.detail)
                 if state.position == size:
                     return
             if isinstance(item, _Damage):
@@ -157,12 +167,15 @@ def _read_on(open_at: OpenAt, size: int, end: int, state: _Progress) -> Iterator
 def _members(stream: BinaryIO, position: int, size: int) -> Iterator[_Member | _Damage]:
     """Regular members from a header boundary to the end of the file or to the first damage, which comes last. Hidden files are left out."""
     name: str | None = None
-    start = position
+    begin = start = end = position  # `end`: of the last member
     while position < size:
         header = _read(stream, BLOCK, position, size)
         if not any(header):
             position += len(header)
             name, start = None, position
+            if position - end > LONGEST_END:
+                yield _Damage(name="", offset=end, resume=position, detail=f"zeros from offset {end} on, more than end a tar")
+                return
             continue
         info = _parse_header(header)
         if info is None:
@@ -183,8 +196,10 @@ def _members(stream: BinaryIO, position: int, size: int) -> Iterator[_Member | _
             continue
         name = name or info.name
         if info.isreg() and not name.rpartition("/")[2].startswith("."):
-            yield _Member(name=name, offset=start, header=own, data=body[: info.size])
-        name, start = None, position
+            yield _Member(name=_readable(name), offset=start, header=own, data=body[: info.size])
+        name, start, end = None, position, position
+    if begin < end and size <= end:
+        yield _Damage(name="", offset=size, resume=size, detail="the tar ends without an end marker: it may have been cut")
 
 
 def _first_header(open_at: OpenAt, position: int, size: int) -> int:
@@ -236,6 +251,11 @@ def _long_name(kind: bytes, body: bytes) -> str | None:
     return None
 
 
+def _readable(name: str) -> str:
+    """A name whose bytes are not UTF-8 with those as ``\\xe9``: it becomes a key, and text that cannot be written otherwise."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _stem(name: str) -> str:
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
@@ -245,6 +265,11 @@ def _key(name: str) -> str:
     return _stem(name).rpartition("/")[2]
 
 
-def _sample(group: list[_Member]) -> TarSample:
-    files = {member.name.rpartition(".")[2].lower(): member.data for member in group}
-    return TarSample(key=_key(group[0].name), offset=group[0].offset, files=files)
+def _sample(group: list[_Member]) -> TarSample | TarDamage:
+    """The members as a sample; where two have one ending nobody knows which belong together."""
+    key, offset = _key(group[0].name), group[0].offset
+    files = {member.name.rpartition("/")[2].partition(".")[2].lower(): member.data for member in group}
+    if len(files) < len(group):
+        names = ", ".join(member.name for member in group)
+        return TarDamage(key=key, offset=offset, detail=f"members of one name follow each other: {names[:300]}")
+    return TarSample(key=key, offset=offset, files=files)
