@@ -136,6 +136,23 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(tmp_path: Path) -> None
     assert reason() == "missing_image"
 
 
+@pytest.mark.parametrize("corner", [None, float("nan"), float("inf"), -float("inf"), 3e8, 1e300, "x", [1, 2]])
+def test_a_corner_that_is_none_is_rejected_and_the_process_goes_on(corner: Any, tmp_path: Path) -> None:
+    note = {"image_id": 1, "segmentation": [[2.0, 3.0, 8.0, 3.0, 8.0, corner]]}
+    (item,) = read_annotations(write_set(tmp_path, [note]), tmp_path / "images")
+    record = load_image(item)
+    assert isinstance(record, Rejected) and record.reason == "bad_mask"
+
+
+def test_ids_of_segments_may_be_text(tmp_path: Path) -> None:
+    note = {"image_id": 1, "file_name": "a.png", "segments_info": [{"id": "7"}]}
+    (item,) = read_annotations(write_set(tmp_path, [note]), tmp_path / "images")
+    (tmp_path / "set").mkdir()
+    cv2.imwrite(str(tmp_path / "set/a.png"), np.full((24, 32, 3), (0, 0, 7), np.uint8))
+    record = load_image(item)
+    assert isinstance(record, ImageMasks) and dense(record).sum() == 24 * 32
+
+
 def test_a_file_that_cannot_be_read_is_no_missing_file(tmp_path: Path) -> None:
     (item,) = read_annotations(write_set(tmp_path, []), tmp_path / "images")
     (tmp_path / "images/a.b.jpg").unlink()
@@ -151,6 +168,13 @@ def test_a_file_that_cannot_be_read_is_no_missing_file(tmp_path: Path) -> None:
         ("[]", "TypeError"),
         ('{"images": []}', "annotations"),
         ('{"images": [], "annotations": [{"image_id": 5}]}', "image '5', which is not among"),
+        ('{"images": [{"id": 5, "file_name": 7}], "annotations": []}', "AttributeError"),
+        ('{"images": [{"id": 5, "file_name": "a"}], "annotations": [{"image_id": 5, "file_name": "a", "segments_info": [{}]}]}', "KeyError 'id'"),
+        ('{"images": [{"id": 5, "file_name": "a"}], "annotations": [{"image_id": 5, "file_name": "a", "segments_info": ["x"]}]}', "TypeError"),
+        (
+            '{"images": [{"id": 5, "file_name": "a"}], "annotations": [%s, %s]}' % (('{"image_id": 5, "file_name": "a", "segments_info": []}',) * 2),
+            "'5' has two annotations",
+        ),
     ],
 )
 def test_other_files_are_refused(text: str, message: str, tmp_path: Path) -> None:

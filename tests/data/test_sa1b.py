@@ -42,12 +42,19 @@ def test_damages_are_rejected_with_their_reason(name: str) -> None:
         b"[" * 100_000,
         b'{"image": {"height": 24, "width": 32}, "annotations": [{}]}',
         b'{"annotations": [], "image": null}',
+        b'{"image": {"height": 24, "width": 32}, "annotations": [{"predicted_iou": 1%s, "segmentation": {"size": [24, 32]}}]}' % (b"0" * 400),
     ],
 )
 def test_strange_json_is_rejected_and_nothing_is_raised(annotation: bytes) -> None:
     found = parse(make_files(7) | {"json": annotation})
     assert isinstance(found, Rejected)
     assert found.reason == "bad_json"
+
+
+def test_a_size_that_is_none_is_rejected_and_nothing_is_raised() -> None:
+    found = parse(make_files(7) | {"json": b'{"image": {"height": [1], "width": {}}, "annotations": []}'})
+    assert isinstance(found, Rejected)
+    assert found.reason == "size_mismatch" and "seen: [([1], {})]" in found.detail
 
 
 @pytest.mark.parametrize("counts", ["", "~", "é", 7, None, ["a"], [1.5], [[1]], [-1, 769], [2**70], "P" * 30])

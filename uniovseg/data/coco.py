@@ -23,6 +23,9 @@ from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImageMasks, Rejected
 from uniovseg.storage import Location
 
+FARTHEST = 1e6
+"""Pixels from the origin to a corner of a polygon, at most along each axis."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CocoImage:
@@ -65,9 +68,11 @@ def read_annotations(annotations: str | Path, images: str | Path, panoptic: str 
             image_id = str(note["image_id"])  # ids may be numbers in one place and text in another
             if image_id not in by_image:
                 raise ValueError(f"an annotation is of image {image_id!r}, which is not among the images")
-            by_image[image_id] += note.get("segments_info", [note])
             if "segments_info" in note:
+                if image_id in png:
+                    raise ValueError(f"image {image_id!r} has two annotations")
                 png[image_id] = note["file_name"]
+            by_image[image_id] += [{**item, "id": int(item["id"])} for item in note["segments_info"]] if "segments_info" in note else [note]
         folder = Location.of(panoptic) if panoptic else Location.of(location.uri.removesuffix(".json"))
         return [
             CocoImage(
@@ -80,7 +85,7 @@ def read_annotations(annotations: str | Path, images: str | Path, panoptic: str 
             )
             for entry in entries
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             "not a COCO annotation file", seen=f"{location.uri}: {type(error).__name__} {error}", allowed="images, annotations"
         ) from error
@@ -140,10 +145,14 @@ def _instance_mask(segmentation: Any, size: tuple[int, int]) -> RunLengthMasks:
     try:
         if isinstance(segmentation, dict):
             return RunLengthMasks.from_coco([segmentation], size)
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        polygons = [np.asarray(polygon, np.float64) for polygon in segmentation if len(polygon) >= 6]
         if not polygons:
             return RunLengthMasks.from_runs([[size[0] * size[1]]], size)
-        merged = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+        if not all((np.abs(polygon) <= FARTHEST).all() for polygon in polygons):  # pycocotools would end the process
+            raise DefectError(
+                "bad_mask", "a corner of a polygon is no number, or far outside the image", allowed=f"from {-FARTHEST:g} to {FARTHEST:g}"
+            )
+        merged = coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in polygons], *size))
         return RunLengthMasks.from_counts([merged["counts"]], size)
     except (DataError, ValueError, TypeError, KeyError) as error:
         raise DefectError("bad_mask", str(error)) from error

@@ -52,10 +52,10 @@ def _parse(image: bytes, annotation: bytes, key: str, *, decode: bool) -> ImageM
         sizes = {tuple(item["size"]) for item in segmentations}
         ious = tuple(float(item.get("predicted_iou", float("nan"))) for item in annotations)
         stability = tuple(float(item.get("stability_score", float("nan"))) for item in annotations)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DefectError("bad_json", "the annotation cannot be used", seen=f"{type(error).__name__}: {error}") from error
     if said != (height, width) or not sizes <= {(height, width)}:
-        raise DefectError("size_mismatch", "the annotation is of another size", seen=sorted({said, *sizes}, key=str)[:3], allowed=(height, width))
+        raise DefectError("size_mismatch", "the annotation is of another size", seen=[said, *sorted(sizes, key=str)][:3], allowed=(height, width))
     try:
         masks = RunLengthMasks.from_coco(segmentations, (height, width))
     except (DataError, KeyError, TypeError, ValueError, OverflowError) as error:
