@@ -89,7 +89,11 @@ def _rejected(shards: ShardSet, limit: int) -> Table:
 
 def _picture(record: ImageMasks) -> Picture:
     masks = RunLengthMasks.from_counts(record.counts, (record.height, record.width))
-    return draw_masks(decode_image(record.image), masks)
+    try:
+        image = decode_image(record.image)
+    except DataError as error:
+        raise DataError(f"sample {record.key}: {error}", fix="ingest with verify=decode rejects such images") from error
+    return draw_masks(image, masks)
 
 
 def _captions(records: Sequence[ImageEntities]) -> Table:

@@ -5,6 +5,8 @@ Other records are stored by modules of their own (`uniovseg.data.entities`, `uni
 so that the plan of samples can shuffle them and a rank reads little that it does not need.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -148,6 +150,12 @@ class ShardSet:
         self.groups = tuple(GroupRef(shard, group, rows) for shard, info in enumerate(self.manifest.shards) for group, rows in enumerate(info.rows))
         self._files: dict[int, pads.ParquetFileFragment] = {}
 
+    @property
+    def layout(self) -> str:
+        """16 hexadecimal digits that tell apart sets whose row groups differ in number, order, or rows."""
+        listed = [[info.name, info.rows] for info in self.manifest.shards]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}  # a pickled filesystem forgets how it retries
 
@@ -166,7 +174,10 @@ class ShardSet:
                 self._files[ref.shard] = pads.ParquetFileFormat().make_fragment(path, filesystem, file_size=info.bytes)
             return self._files[ref.shard].subset(row_group_ids=[ref.group]).to_table(use_threads=False)
 
-        return storage.with_retries(read, f"reading {location.uri}")
+        try:
+            return storage.with_retries(read, f"reading {location.uri}")
+        except pa.ArrowInvalid as error:
+            raise DataError("the shard is damaged", seen=f"{location.uri}: {' '.join(str(error).split())[:200]}", fix="make the set anew") from error
 
     def records(self, limit: int | None = None) -> Iterator[ImageMasks]:
         """The first `limit` records (None: all) of an image-mask set, in the manifest's order."""
