@@ -111,7 +111,13 @@ def lines_of(folder: Path) -> list[dict[str, float]]:
 
 
 def run_in(
-    folder: Path, config: TrainConfig, method: TrainableMethod[Any], *, resume: Path | None = None, stop: int | None = None
+    folder: Path,
+    config: TrainConfig,
+    method: TrainableMethod[Any],
+    *,
+    resume: Path | None = None,
+    stop: int | None = None,
+    layout: str | None = None,
 ) -> list[dict[str, float]]:
     """Train into a folder; `stop` ends the feed before that step, as a kill would."""
     folder.mkdir(exist_ok=True)
@@ -123,7 +129,8 @@ def run_in(
             yield batch
 
     try:
-        train(config, method, batches, FolderRecorder(folder, config.keep_checkpoints, config.keep_metric), resume=resume)
+        recorder = FolderRecorder(folder, config.keep_checkpoints, config.keep_metric)
+        train(config, method, batches, recorder, resume=resume, layout=layout)
     except KeyboardInterrupt:
         assert stop is not None
     return lines_of(folder)
@@ -219,6 +226,14 @@ def test_a_changed_configuration_is_refused(tmp_path: Path, tiny_config: MaskGen
     with pytest.raises(CheckpointError, match="another configuration") as raised:
         run_in(tmp_path, configured(tiny_config, **changes), Brightness(), resume=tmp_path / "step_0000003")
     assert named in str(raised.value)
+
+
+def test_a_changed_training_set_is_refused(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:
+    run_in(tmp_path, configured(tiny_config), Brightness(), stop=4, layout="a")
+    with pytest.raises(CheckpointError, match="training set.*layout b of shards; allowed: a;"):
+        run_in(tmp_path, configured(tiny_config), Brightness(), resume=tmp_path / "step_0000003", layout="b")
+    lines = run_in(tmp_path, configured(tiny_config), Brightness(), resume=tmp_path / "step_0000003", layout="a")
+    assert lines[-1]["step"] == 8
 
 
 def test_a_checkpoint_from_before_a_key_is_resumed_with_its_default(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:

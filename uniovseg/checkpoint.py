@@ -47,6 +47,9 @@ class CheckpointInfo(Config):
     config: dict[str, Any] = Field({}, description="the run's whole configuration; empty for an imported checkpoint")
     metrics: dict[str, float] = Field({}, description="of the validation at this step; empty where there was none")
     workers: int = Field(1, ge=1, description="processes that trained together when it was written")
+    layout: str | None = Field(
+        None, description="`ShardSet.layout` of the training set, which the order of the samples follows from; null: not known"
+    )
     source: str = Field("training", description="where the weights come from")
     clip_digest: str | None = Field(
         None, description="sha256 of the file of the frozen CLIP's weights; null where a name or this checkpoint holds them"

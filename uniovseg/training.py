@@ -236,6 +236,7 @@ def train(
     validate: Validate | None = None,
     ask: Ask | None = None,
     resume: Path | None = None,
+    layout: str | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, float]:
@@ -250,6 +251,7 @@ def train(
         validate: run on rank 0 every ``config.validation.every`` steps and at the end; returns metrics and pictures.
         ask: asked after each step but the last; None: nobody stops the run.
         resume: a checkpoint folder to go on from.
+        layout: `ShardSet.layout` of the set that `batches` come from.
         rank, world_size: this process among those that torch.distributed joins.
 
     Returns:
@@ -269,7 +271,7 @@ def train(
     sharded = config.parallel == "fsdp" and world_size > 1
     twin = copy.deepcopy(method) if sharded and validate and rank == 0 else method  # rank 0 validates alone, on whole weights
     step_module: nn.Module = _Step(method)
-    start = restore_weights(config, method, resume) if resume else 0
+    start = restore_weights(config, method, resume, layout) if resume else 0
     if world_size > 1:
         step_module = distribute(step_module, config.parallel, device)
     names = {parameter: name for name, parameter in method.named_parameters()}
@@ -341,7 +343,7 @@ def train(
             recorder.log(done, metrics)
             recorder.pictures(done, pictures)
         if done % config.checkpoint_every == 0 or last or request is not Request.GO_ON:
-            info = checkpoint_info(config, done, validated, world_size)
+            info = checkpoint_info(config, done, validated, layout, world_size)
             recorder.checkpoint(done, checkpoint_writer(config, method, optimizer, names, info, rank), validated)
         since += time.perf_counter() - paused
         if request is Request.STOP:
@@ -374,11 +376,12 @@ def kept_step(step: int, rank: int, loss: float, norm: float, batches: Sequence[
     return plain_bytes({"step": step, "rank": rank, "loss": loss, "gradient_norm": norm, "keys": keys, "batches": list(batches)})
 
 
-def checkpoint_info(config: TrainConfig, step: int, metrics: dict[str, float], world_size: int) -> CheckpointInfo:
+def checkpoint_info(config: TrainConfig, step: int, metrics: dict[str, float], layout: str | None, world_size: int) -> CheckpointInfo:
     """What a run's checkpoint after `step` steps says of itself."""
     dumped = config.model_dump(mode="json")
     digest = weights_digest(config.method.clip)
-    return CheckpointInfo(step=step, method=dumped["method"], config=dumped, metrics=metrics, workers=world_size, clip_digest=digest)
+    run = {"method": dumped["method"], "config": dumped, "layout": layout, "clip_digest": digest}
+    return CheckpointInfo(step=step, metrics=metrics, workers=world_size, **run)
 
 
 def checkpoint_writer(
@@ -424,8 +427,8 @@ RESUMABLE: frozenset[str] = frozenset(
 """Keys of `TrainConfig`, with all below them, that a resumed run may change: they do not change what is learned from which sample."""
 
 
-def refuse_other_run(config: TrainConfig, info: CheckpointInfo) -> None:
-    """Raise CheckpointError when the checkpoint is of a run whose configuration differs in more than `RESUMABLE` keys.
+def refuse_other_run(config: TrainConfig, info: CheckpointInfo, layout: str | None = None) -> None:
+    """Raise CheckpointError when the checkpoint is of a run whose configuration differs in more than `RESUMABLE` keys, or on a set of another `layout`.
 
     A key that is newer than the run was at its default.
     """
@@ -442,16 +445,23 @@ def refuse_other_run(config: TrainConfig, info: CheckpointInfo) -> None:
             allowed=f"changes of {', '.join(sorted(RESUMABLE))}",
             fix="give the run another output folder to start anew",
         )
+    if None not in (layout, info.layout) and layout != info.layout:
+        raise CheckpointError(
+            "the training set is not the one that the checkpoint's run began with: some samples would come twice, others never",
+            seen=f"layout {layout} of {config.data.train}",
+            allowed=f"{info.layout}",
+            fix="give the run another output folder, and init=CHECKPOINT to start from these weights",
+        )
 
 
-def restore_weights(config: TrainConfig, method: TrainableMethod[Any], folder: Path) -> int:
+def restore_weights(config: TrainConfig, method: TrainableMethod[Any], folder: Path, layout: str | None) -> int:
     """Load a checkpoint's weights into the method; returns the step to go on with.
 
     Raises:
-        CheckpointError: the checkpoint is of a run whose configuration differs in more than `RESUMABLE` keys.
+        CheckpointError: as `refuse_other_run`.
     """
     info = checkpoint.read_info(folder)
-    refuse_other_run(config, info)
+    refuse_other_run(config, info, layout)
     checkpoint.load_weights(method, checkpoint.read_weights(folder), set(method.state()))
     return info.step
 
@@ -609,8 +619,9 @@ def run(config: TrainConfig, stopped: threading.Event | None = None) -> dict[str
     recorder = FolderRecorder(folder, config.keep_checkpoints, config.keep_metric)
     if found:
         recorder.rewind(checkpoint.read_info(found[-1]).step)
-    match, validate = make_match(config, method), make_validation(config)
-    return train(config, method, batches, recorder, match=match, validate=validate, ask=ask, resume=found[-1] if found else None)
+    match, validate, resume = make_match(config, method), make_validation(config), found[-1] if found else None
+    layout = ShardSet(config.data.train).layout
+    return train(config, method, batches, recorder, match=match, validate=validate, ask=ask, resume=resume, layout=layout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -84,6 +84,26 @@ def test_groups_in_any_order_through_remembered_footers(shard_set: Location, mos
     assert copy.deepcopy(kept).read_group(3).equals(kept.read_group(3))
 
 
+def test_the_layout_changes_with_the_row_groups(shard_set: Location) -> None:
+    whole = ShardSet(shard_set).manifest
+    found = {ShardSet(shard_set).layout}
+    assert found == {ShardSet(shard_set).layout}
+    others = [whole.shards[:1], whole.shards[::-1], (whole.shards[0].model_copy(update={"rows": (3,)}), whole.shards[1])]
+    for others_shards in others:
+        (Path(shard_set.uri) / MANIFEST).write_text(whole.model_copy(update={"shards": others_shards}).model_dump_json())
+        found.add(ShardSet(shard_set).layout)
+    assert len(found) == 4
+
+
+def test_a_damaged_shard_is_an_error_that_names_it(shard_set: Location) -> None:
+    shards = ShardSet(shard_set)
+    file = Path(shard_set.uri) / shards.manifest.shards[1].name
+    file.write_bytes(file.read_bytes()[:-20])
+    assert len(shards.read_group(1)) == 1
+    with pytest.raises(DataError, match=f"damaged; seen: {file}"):
+        shards.read_group(2)
+
+
 def test_files_that_the_manifest_does_not_name_do_not_count(shard_set: Location) -> None:
     write_part(PartRange(name="c", source="c.tar", begin=0, end=1), [(0, RECORDS[0])], shard_set, 2)
     assert ShardSet(shard_set).manifest.samples == len(list(ShardSet(shard_set).records())) == 7

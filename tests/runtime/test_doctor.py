@@ -13,6 +13,7 @@ from ray._private.authentication.authentication_token_setup import Authenticatio
 from uniovseg import checkpoint, storage
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import to_yaml
+from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
 from uniovseg.errors import CheckpointError, ConfigError, DataError, StorageError, UniOVSegError
 from uniovseg.methods.mask_generation import MaskGenerationConfig
@@ -177,13 +178,19 @@ def test_another_runs_checkpoints_are_found(config: TrainJobConfig) -> None:
     fails(lambda: doctor.check_same_run(changed(config, resume=True)), CheckpointError, "nothing to resume", str(config.output))
     dumped = config.model_dump(mode="json")
     for step in (20, 100):
-        info = CheckpointInfo(step=step, method=dumped["method"], config=dumped)
+        info = CheckpointInfo(step=step, method=dumped["method"], config=dumped, layout=ShardSet(config.data.train).layout)
         folder = Path(config.output) / f"step_{step:07d}"
         folder.mkdir(parents=True)
         (folder / checkpoint.MANIFEST).write_text(info.model_dump_json())
     assert "after step 100" in doctor.check_same_run(config)
     assert "after step 100" in doctor.check_same_run(changed(config, workers=4, log_every=7, resume=True))
     fails(lambda: doctor.check_same_run(changed(config, seed=7)), CheckpointError, "another configuration", "seed")
+    below = Path(config.output) / "tuned/step_0000900"
+    below.mkdir(parents=True)
+    (below / checkpoint.MANIFEST).write_text("of another run, whose folder is below this one's")
+    assert "after step 100" in doctor.check_same_run(config)
+    (folder / checkpoint.MANIFEST).write_text(info.model_copy(update={"layout": "another"}).model_dump_json())
+    fails(lambda: doctor.check_same_run(config), CheckpointError, "training set", "allowed: another")
 
 
 def test_missing_data_and_weights_are_found(config: TrainJobConfig, tmp_path: Path, mlflow_uri: str) -> None:

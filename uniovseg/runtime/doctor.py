@@ -6,6 +6,7 @@ them all, so that the first error stops it; ``python -m uniovseg doctor`` calls 
 
 import math
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -213,8 +214,9 @@ def check_output(config: "TrainJobConfig") -> str:
 
 
 def run_checkpoints(output: Location) -> list[Location]:
-    """The manifests of a run's checkpoints, oldest first."""
-    return [file for file in storage.list_files(output, checkpoint.MANIFEST, recursive=True) if "/step_" in file.uri.removeprefix(output.uri)]
+    """The manifests of a run's checkpoints, oldest first; not those of runs whose folders are below its own."""
+    found = storage.list_files(output, checkpoint.MANIFEST, recursive=True)
+    return [file for file in found if re.fullmatch(rf"/step_\d+/{checkpoint.MANIFEST}", file.uri.removeprefix(output.uri))]
 
 
 def check_same_run(config: "TrainJobConfig") -> str:
@@ -228,7 +230,10 @@ def check_same_run(config: "TrainJobConfig") -> str:
             )
         return "a new run"
     info = CheckpointInfo.model_validate_json(storage.read_bytes(manifests[-1]))
-    refuse_other_run(config, info)
+    if config.init is not None and config.init.startswith(checkpoint.REGISTERED):  # the run was launched with the model's files
+        files = registry.files_of(registry.find(config.init, config.tracking.resolve()), output)
+        config = config.model_copy(update={"init": files.uri})
+    refuse_other_run(config, info, ShardSet(config.data.train).layout)
     return f"goes on after step {info.step} of {config.steps}"
 
 

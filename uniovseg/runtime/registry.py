@@ -167,14 +167,17 @@ def with_files(config: ConfigT) -> ConfigT:
 
 def _files(uri: str, tracking_uri: str | None, output: Location) -> str:
     found = find(uri, tracking_uri)
+    folder = files_of(found, output)
+    if local_source(found.source) is None and not storage.exists(folder / checkpoint.MANIFEST):
+        with opened(found.uri, tracking_uri) as copy:
+            storage.upload_folder(copy, folder, checkpoint.MANIFEST)
+    return folder.uri
+
+
+def files_of(found: Registered, output: Location) -> Location:
+    """The checkpoint folder that `with_files` puts in place of a registered model for a job with that output."""
     near = local_source(found.source)
-    if near is not None:
-        return f"{near}/{DATA}"
-    target = output / "registered" / found.uri.removeprefix(checkpoint.REGISTERED).replace("/", "-")
-    if not storage.exists(target / checkpoint.MANIFEST):
-        with opened(found.uri, tracking_uri) as folder:
-            storage.upload_folder(folder, target, checkpoint.MANIFEST)
-    return target.uri
+    return output / "registered" / found.uri.removeprefix(checkpoint.REGISTERED).replace("/", "-") if near is None else Location(f"{near}/{DATA}")
 
 
 def register(run: Run, model: Location, name: str) -> str:

@@ -143,9 +143,11 @@ def _train(settings: dict[str, Any], uri: str | None) -> None:
         begun = _resumed_step(folder, rank, world_size) if folder else 0
         recorder = RayRecorder(run, output, begun, config.failed_checkpoints, config.keep_metric)
         requests = WorkerRequests(output, recorder, rank)
-        settings = {"match": match, "validate": validate_fn, "ask": requests, "resume": folder, "rank": rank, "world_size": world_size}
+        ways = {"match": match, "validate": validate_fn, "ask": requests}
         try:
-            train(config, method, batches, recorder, **settings)
+            train(
+                config, method, batches, recorder, **ways, resume=folder, layout=settings["layout"], rank=rank, world_size=world_size,
+            )  # fmt: skip
         except DeviceMemoryError:
             raise  # of this rank alone: there is nobody to settle with
         except TrainingError:
@@ -262,6 +264,7 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
             train_loop_config={
                 "config": config.model_dump_json(),
                 "rows_per_group": [group.rows for group in shards.groups],
+                "layout": shards.layout,
                 "run_id": run.run_id,
                 "started": run.started,
                 "host": socket.gethostname(),
