@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from uniovseg.data import shapes
 from uniovseg.data.shapes import CATEGORIES, CLASS_NAMES, GROUNDS, HELD_OUT, THING_CLASSES, UNSEEN, Scene, SceneConfig, category_of
 from uniovseg.data.shapes_sets import ShapesConfig, write_shapes
+from uniovseg.errors import ConfigError
 
 CONFIG = SceneConfig()
 COUNT = 60
@@ -240,3 +241,5 @@ def test_equal_configurations_give_equal_files(written: Path, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["image_masks"]
     for path in (written / "image_masks").iterdir():
         assert (tmp_path / "image_masks" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(ConfigError, match=r"tars of another set; seen: sa_000001.tar and 1 more"):
+        write_shapes(ShapesConfig(output=str(tmp_path), image_masks=2, image_text=0, evaluation=0, per_tar=2, processes=1))

@@ -170,6 +170,8 @@ def test_coco_sets_become_shard_sets(tmp_path: Path) -> None:
     assert (report["samples"], report["rejected"]) == (len(parsed["images"]), 0)
     assert report["masks"] == len(parsed["annotations"]) - crowds
     assert report["parts"] == -(-len(parsed["images"]) // 64)
+    with pytest.raises(ConfigError, match="other settings; seen: images: "):
+        ingest(IngestConfig(source=instances, images=real, output=str(tmp_path / "a"), format="coco_instances", verify="decode"))
     panoptic = f"{real}/panopticapi_sample/sample_data/panoptic_examples.json"
     images = f"{real}/panopticapi_sample/sample_data/input_images"
     report = ingest(IngestConfig(source=panoptic, images=images, output=str(tmp_path / "b"), format="coco_panoptic"))

@@ -119,6 +119,7 @@ def test_every_setting_that_rows_depend_on_changes_the_names_of_parts(source: st
         {"llm": {"model": "m", "parameters": {"temperature": 1}}},
         {"entities_prompt": str(own)},
         {"limits": {"entities": 3}},
+        {"images": str(tmp_path)},
     ]
     names = [plan_parts(RefineConfig.model_validate(base | change))[0].range.name for change in changes]
     assert len(set(names)) == len(changes)

@@ -18,6 +18,7 @@ from uniovseg.config import Config
 from uniovseg.data import shapes
 from uniovseg.data.coco import write_sa1b_tars
 from uniovseg.data.shapes import CATEGORIES, Scene, SceneConfig, category_of
+from uniovseg.errors import ConfigError
 from uniovseg.records import ImageMasks, ImageText
 from uniovseg.storage import local_folder
 
@@ -78,6 +79,7 @@ def write_shapes(config: ShapesConfig) -> dict[str, int]:
     """
     root = local_folder(config.output)
     if config.image_masks:
+        _refuse_other_tars(root / "image_masks", -(-config.image_masks // config.per_tar))
         write_sa1b_tars(_drawn(config, "image-mask scenes", config.image_masks, partial(_image_masks, config)), root / "image_masks", config.per_tar)
     if config.image_text:
         pairs = list(_drawn(config, "image-text scenes", config.image_text, partial(_image_text, config)))
@@ -89,6 +91,16 @@ def write_shapes(config: ShapesConfig) -> dict[str, int]:
     if config.evaluation:
         write_panoptic(_drawn(config, "evaluation scenes", config.evaluation, partial(_evaluation, config)), root / "evaluation", config.scene)
     return {"image_masks": config.image_masks, "image_text": config.image_text, "evaluation": config.evaluation}
+
+
+def _refuse_other_tars(folder: Path, count: int) -> None:
+    """Raise ConfigError where a folder has tars besides the `count` that will be written over: whoever reads it would read those too."""
+    if others := sorted({path.name for path in folder.glob("*.tar")} - {f"sa_{number:06d}.tar" for number in range(count)}):
+        raise ConfigError(
+            "the output holds tars of another set",
+            seen=f"{others[0]} and {len(others) - 1} more in {folder}",
+            fix="give another output, or remove them",
+        )
 
 
 def write_panoptic(scenes: Iterator[Scene], folder: Path, scene: SceneConfig) -> None:

@@ -94,7 +94,7 @@ def _tar_parts(config: IngestConfig) -> list[Part]:
     parts: list[Part] = []
     for tar in [location] if location.uri.endswith(".tar") else storage.list_files(location, ".tar"):
         size = storage.size(tar)
-        begins = range(0, size, config.part_bytes)
+        begins = range(0, max(size, 1), config.part_bytes)
         parts += [TarPart(_range(tar, begin, min(begin + config.part_bytes, size)), size) for begin in begins]
     return parts
 
@@ -112,6 +112,12 @@ def _range(location: Location, begin: int, end: int) -> PartRange:
     return PartRange(name=f"{stem}-{zlib.crc32(location.uri.encode()):08x}-{begin:014d}", source=location.uri, begin=begin, end=end)
 
 
+def _settings(config: IngestConfig) -> dict[str, str]:
+    """What the rows depend on beside the source."""
+    folders = {"images": config.images, "panoptic": config.panoptic} if config.format != "sa1b" else {}
+    return {"verify": config.verify} | {name: Location.of(folder).uri if folder else "beside the JSON" for name, folder in folders.items()}
+
+
 @tracked("ingest")
 def ingest(config: IngestConfig) -> dict[str, Any]:
     """Ingest what is not yet committed, then write the manifest; returns the counts.
@@ -126,11 +132,11 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     parts = plan_parts(config)
     commits = read_commits(output)
     check_commits(commits, parts, "part_bytes")
-    check_settings(output, {"verify": config.verify})
+    check_settings(output, _settings(config), begun=bool(commits))
     left = [part for part in parts if part.range.name not in commits]
     if left:
         with ray_session(config.cpus):
-            uris = {"source": config.source, "output": config.output}
+            uris = {key: uri for key in ("source", "output", "images", "panoptic") if (uri := getattr(config, key)) is not None}
             commits |= run_parts(left, partial(_ingest_part, config), "ingesting parts", len(parts), uris)
     manifest = write_manifest(output, [commits[part.range.name] for part in parts])
     return {

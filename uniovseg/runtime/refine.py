@@ -236,7 +236,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     def work(config: RefineConfig, left: Sequence[RefinePart]) -> dict[str, Commit]:
         with ray_session(config.cpus):
             actors: dict[str, Any] = {name: _start_actor(getattr(config, name), _cache_of(config)) for name in config.asked}
-            uris = {"source": config.source, "output": config.output}
+            uris = {key: uri for key in ("source", "output", "images", "cache") if (uri := getattr(config, key)) is not None}
             commits = run_parts(left, partial(_refine_part_by_actors, config, actors), "refining parts", len(left), uris)
             ray.get([actor.close.remote() for actor in actors.values()])
             return commits
@@ -284,7 +284,8 @@ def _recipe(config: RefineConfig) -> str:
     """8 hexadecimal digits that change with whatever the rows depend on beside the source."""
     prompts = {"captioner": config.caption_prompt, "llm": config.entities_prompt}
     asked = [[name, getattr(config, name).model, getattr(config, name).parameters, load_prompt(prompts[name]).hash] for name in config.asked]
-    settings = [config.refine, config.parser, config.limits.model_dump() if asked else None, asked, config.captions_per_image]
+    images = Location.of(config.images).uri if config.images else None
+    settings = [config.refine, config.parser, config.limits.model_dump() if asked else None, asked, config.captions_per_image, images]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -130,14 +130,14 @@ def write_records(
     return commit
 
 
-def check_settings(output: Location, settings: Mapping[str, str]) -> None:
-    """Refuse an output that was begun with other settings: ConfigError; remember those of a new one."""
+def check_settings(output: Location, settings: Mapping[str, str], *, begun: bool = True) -> None:
+    """Refuse an output that was begun with other settings: ConfigError; remember those of a new one, or of one that holds nothing yet (not `begun`)."""
     location = output / "settings.json"
-    if not storage.exists(location):
+    if not begun or not storage.exists(location):
         storage.write_bytes(location, json.dumps(dict(settings), indent=2).encode())
         return
-    begun = json.loads(storage.read_bytes(location))
-    if changed := [f"{name}: {value}" for name, value in settings.items() if begun.get(name) != value]:
+    before = json.loads(storage.read_bytes(location))
+    if changed := [f"{name}: {value}" for name, value in settings.items() if before.get(name) != value]:
         raise ConfigError("the output was begun with other settings", seen="; ".join(changed), fix="give another output folder")
 
 
