@@ -12,7 +12,7 @@ from uniovseg.errors import ConfigError
 from uniovseg.runtime.sweep.config import SweepConfig
 from uniovseg.runtime.sweep.scale_sets import ScaleSet
 from uniovseg.runtime.sweep.spaces import Space
-from uniovseg.runtime.sweep.tasks import Scales
+from uniovseg.runtime.sweep.tasks import Scales, task_of
 from uniovseg.runtime.sweep.tuner import count_trials
 from uniovseg.runtime.sweep.values import with_values
 from uniovseg.runtime.train import TrainJobConfig
@@ -130,6 +130,21 @@ def test_values_go_through_the_overrides_of_the_command_line() -> None:
     assert chosen.matching.confidence == base.matching.confidence
     with pytest.raises(ConfigError, match="did you mean 'cost'"):
         with_values(base, {"matching.cots": "raw"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scheduler": {"name": "asha", "grace_steps": 500}}, "grace_steps: no trial is that long; seen: 500; allowed: at most steps, which is 40"),
+        ({"space": {"method.generator.decoder_layers": {"uniform": [2, 4]}}}, r"decoder_layers"),
+    ],
+)
+def test_a_training_sweep_that_would_fail_in_its_trials_is_refused(changes: dict[str, Any], message: str) -> None:
+    overrides = ["steps=40", "validation.every=20", "validation.shards=s", "checkpoint_every=20"]
+    values = {"task": {"name": "training", "train": str(CONFIGS / "stage1_shapes.yaml"), "overrides": overrides}, "search": {"name": "random"}}
+    config = sweep_of(**(values | {"space": {"optim.lr": {"log_uniform": [1e-4, 1e-3]}}} | changes))
+    with pytest.raises(ConfigError, match=message):
+        task_of(config).check(config)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("sweep_*.yaml")), ids=lambda path: str(path.stem))

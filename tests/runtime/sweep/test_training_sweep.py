@@ -132,3 +132,11 @@ def test_a_trial_that_exploits_another_starts_from_its_weights(ray_cluster: None
             assert lines(run)[int(step) + 1]["loss"] == pytest.approx(lines(source)[int(step) + 1]["loss"], rel=1e-6)
             compared += 1
     assert compared
+
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    parent = client.get_run(report["mlflow"].split()[0])
+    children = client.search_runs([parent.info.experiment_id], f"tags.`{PARENT}` = '{parent.info.run_id}'")
+    scores = {child.info.run_name: child.data.metrics["score"] for child in children if "score" in child.data.metrics}
+    last = [json.loads(path.read_text().splitlines()[-1]) for path in Path(config.output).glob("tune/*/result.json")]
+    ended = {Path(result["train_checkpoint"]).parent.name: result["score"] for result in last}
+    assert scores == pytest.approx({name: score for name, score in ended.items() if name in {child.info.run_name for child in children}}) and scores

@@ -23,6 +23,7 @@ from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.records import ImagePairs
 from uniovseg.runtime.match import MatchConfig, match
 from uniovseg.runtime.pool import over_items
+from uniovseg.runtime.registry import with_files
 from uniovseg.runtime.sweep.config import LabelledTruth, ScalesTask, ShapesTruth
 from uniovseg.runtime.sweep.scale_sets import Matrices
 from uniovseg.segmenter import Segmenter
@@ -44,6 +45,7 @@ def measure(task: ScalesTask, base: MatchConfig, output: Location) -> Matrices:
         base: the matching job; its output, sizes and rules are not used.
         output: folder of the sweep; pairs are written to ``pairs/``.
     """
+    base = with_files(base.model_copy(update={"output": (output / "pairs").uri}))
     regions = base.regions.model_copy(update={"sizes": task.sizes})
     if isinstance(task.truth, LabelledTruth):
         dataset = open_source(task.truth)
@@ -51,7 +53,7 @@ def measure(task: ScalesTask, base: MatchConfig, output: Location) -> Matrices:
         found = track(over_items(base.pool, build, dataset.items), f"measuring masks of {dataset.name}", total=len(dataset.items))
         return _collect("classes", task.sizes, _logit_scale(base), found)
     raw = base.pairing.matching.model_copy(update={"cost": "raw", "confidence": "all"})
-    job = base.model_copy(update={"output": (output / "pairs").uri, "regions": regions, "pairing": base.pairing.model_copy(update={"matching": raw})})
+    job = base.model_copy(update={"regions": regions, "pairing": base.pairing.model_copy(update={"matching": raw})})
     match(job)
     shards = ShardSet(job.output)
     records = track(shards.read(pairs.to_record), "comparing with the truth", total=shards.manifest.samples)

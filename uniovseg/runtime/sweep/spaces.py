@@ -1,6 +1,7 @@
 """Search spaces as a YAML file writes them, and as Ray Tune samples them."""
 
 import json
+import math
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -56,8 +57,10 @@ class Space(Config):
 
     @property
     def samples(self) -> list[Any]:
-        """All values of a list, the ends of a range: what must be valid for the key."""
-        return self.listed or list(self.uniform or self.log_uniform or ())
+        """All values of a list, of a range the ends and one between: what must be valid for the key, which for a whole number no range is."""
+        if bounds := self.uniform or self.log_uniform:
+            return [*bounds, bounds[0] + (bounds[1] - bounds[0]) / math.e]
+        return self.listed or []
 
     def sampled(self) -> Any:
         """A distribution of Tune's: any of the listed values, or one of the range."""

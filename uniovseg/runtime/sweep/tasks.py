@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from ray import tune
@@ -118,7 +117,11 @@ class Training(Task):
     def check(self, config: SweepConfig) -> None:
         """Also there must be something to score a trial by."""
         super().check(config)
-        job = self.base
+        job, settings = self.base, config.scheduler
+        if settings.name == "asha" and settings.grace_steps > job.steps:
+            raise ConfigError(
+                "scheduler.grace_steps: no trial is that long", seen=settings.grace_steps, allowed=f"at most steps, which is {job.steps}"
+            )
         if self.words is not None:
             validate(WordsJobConfig, self.words | {"output": ""})
         elif job.validation.shards is None or not job.checkpoints_meet_validations:
@@ -130,9 +133,10 @@ class Training(Task):
 
     def trainable(self, run: Run) -> Any:
         """A training below the sweep's MLflow run. The trial itself only waits; its workers take the CPUs."""
-        base = self.base.model_copy(update={"tracking": self.base.tracking.model_copy(update={"parent": run.run_id})})
-        settings = TrialSettings(base=base, trials=self.trials, words=self.words).model_dump_json()
-        return tune.with_resources(partial(train_trial, settings=settings), {"CPU": 0.01})
+        tracking = self.base.tracking.model_copy(update={"parent": run.run_id, "register_as": None})
+        settings = TrialSettings(base=self.base.model_copy(update={"tracking": tracking}), trials=self.trials, words=self.words).model_dump_json()
+        # With parameters, not a partial: Tune writes that to a file, and the URI may hold credentials.
+        return tune.with_resources(tune.with_parameters(train_trial, settings=settings, uri=run.uri), {"CPU": 0.01})
 
     def winner(self, values: Mapping[str, Any]) -> TrainJobConfig:
         """The training with the best values, to the folder ``best/``."""

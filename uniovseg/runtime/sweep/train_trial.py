@@ -7,6 +7,7 @@ values, starts a new run from the better one's weights.
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 import threading
@@ -72,8 +73,16 @@ def prompt_score(metrics: Mapping[str, float]) -> float:
     return sum(metrics[name] for name in PROMPT_METRICS) / len(PROMPT_METRICS)
 
 
-def train_trial(values: dict[str, Any], settings: str) -> None:
-    """What Tune runs for each trial; `settings` is a `TrialSettings` as JSON."""
+def train_trial(values: dict[str, Any], settings: str, uri: str | None = None) -> None:
+    """What Tune runs for each trial.
+
+    Args:
+        values: the trial's, by key.
+        settings: a `TrialSettings` as JSON.
+        uri: the tracking URI of the sweep, which may be known to its driver alone; None: it has none.
+    """
+    if uri is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = uri
     shared = validate(TrialSettings, json.loads(settings))
     job = with_values(shared.base, values)
     given = tune.get_checkpoint()

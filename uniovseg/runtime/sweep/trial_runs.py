@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,13 +64,16 @@ def log_scale_trials(run: Run, results: Sequence[TrialResult]) -> None:
 
 
 def close_training_trials(run: Run, results: Sequence[TrialResult]) -> None:
-    """Give the run of each trial its score, and close those of trials that Tune stopped, which had no time to do it, as KILLED."""
+    """Give the run that each trial ended with its score, and close those of trials that Tune stopped, which had no time to do it, as KILLED.
+
+    A trial that has taken over another's weights ended with another run than it began with: the one whose folder its last checkpoint is in.
+    """
     if run.uri is None or run.run_id is None:
         return
     with _unless_away(run):
         client = connect(run.uri)
         experiment = client.get_run(run.run_id).info.experiment_id
-        scores = {result.trial: result.metrics for result in results if not result.error}
+        scores = {Path(result.metrics["train_checkpoint"]).parent.name: result.metrics for result in results if not result.error}
         for name, child in _children(client, run, experiment).items():
             if child.info.status == "RUNNING":
                 client.set_terminated(child.info.run_id, "KILLED")
