@@ -120,11 +120,15 @@ def test_an_output_of_this_machine_keeps_its_path_and_another_is_refused() -> No
         local_folder("s3://bucket/a")
 
 
-@pytest.mark.parametrize("uri", ["s3://AKIA:SECRET@bucket/x", "s3://bucket/x?endpoint_override=SECRET"])
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://AKIA:SECRET@bucket/x", "s3://bucket/x?endpoint_override=SECRET", "gs://bucket/x?endpoint_override=SECRET", "hdfs://me:SECRET@host/x"],
+)
 def test_credentials_and_options_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(StorageError) as caught:
         Location.of(uri)
     assert "SECRET" not in str(caught.value)
+    assert Location.of("hdfs://me@host/x").uri == "hdfs://me@host/x"
 
 
 def test_folders_go_up_with_one_file_last_and_come_down(folder: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,10 +137,15 @@ class Location:
             return uri
         text = str(uri)
         scheme, _, rest = text.partition("://")
-        if scheme == "s3" and ("@" in rest.partition("/")[0] or "?" in rest):
+        user, at, _ = rest.partition("/")[0].rpartition("@")
+        if scheme == "s3" and (at or "?" in rest):
             raise StorageError(
                 "an s3 URI holds more than bucket and key", allowed="s3://bucket/key",
                 fix="credentials, AWS_ENDPOINT_URL and AWS_REGION belong into the environment of every node",
+            )  # fmt: skip
+        if scheme not in ("", "file") and rest and ("?" in rest or ":" in user):  # names of files go to the end, where options would be
+            raise StorageError(
+                "a URI holds options or a password", allowed="scheme://place/path", fix="give them by the environment of every node"
             )  # fmt: skip
         if "://" not in text:
             return cls(str(Path(text).absolute()))

@@ -190,6 +190,23 @@ def test_what_is_kept_is_delivered_later(mlflow_uri: str, run_id: str, tmp_path:
     assert delivery.main([]) == 2
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_comes_late_does_not_replace_what_the_resumed_run_has(ended: bool, mlflow_uri: str, run_id: str, tmp_path: Path) -> None:
+    late: list[Entry] = [Metrics(3, 77, {"loss": 0.5}), Artifact("report.json", b"old"), Artifact("notes/a.bin", b"only here"), Ending("KILLED", 99)]
+    keep(Location.of(tmp_path), mlflow_uri, run_id, late)
+    resumed = Delivery(mlflow_uri, run_id)
+    newer: list[Entry] = [Metrics(4, 177, {"loss": 0.4}), Artifact("report.json", b"new"), *([Ending("FINISHED", 199)] if ended else [])]
+    for entry in newer:
+        resumed.put(entry)
+    assert resumed.close(60) == []
+    assert deliver(Location.of(tmp_path), mlflow_uri) == 4
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    info = client.get_run(run_id).info
+    assert (info.status, info.end_time) == (("FINISHED", 199) if ended else ("RUNNING", None))
+    assert Path(client.download_artifacts(run_id, "report.json")).read_bytes() == b"new"
+    assert Path(client.download_artifacts(run_id, "notes/a.bin")).read_bytes() == b"only here"
+
+
 def test_what_another_server_refuses_is_kept(mlflow_uri: str, tmp_path: Path) -> None:
     file = keep(Location.of(tmp_path), mlflow_uri, "0" * 32, [Metrics(3, 77, {"loss": 0.5}), Ending("FAILED", 99)])
     with pytest.raises(UniOVSegError, match="refuses all of it"):

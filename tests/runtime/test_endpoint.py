@@ -172,6 +172,17 @@ def test_an_endpoint_that_cannot_be_used_ends_the_job(tmp_path: Path, monkeypatc
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["EndpointError"] + ["Refusal"] * 15
 
 
+def test_a_key_from_a_file_with_a_new_line_is_sent_and_one_of_two_lines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Scripted(web.Response(status=400))
+    with serving(server) as url:
+        monkeypatch.setenv("TEST_KEY", "sk-secret\n")
+        ask(url, tmp_path, request(), key_variable="TEST_KEY")
+        monkeypatch.setenv("TEST_KEY", "sk-\nsecret")
+        (error,) = ask(url, tmp_path, request("ho"), key_variable="TEST_KEY")
+    assert [headers.get("Authorization") for headers in server.headers] == ["Bearer sk-secret"]
+    assert isinstance(error, EndpointError) and "TEST_KEY" in str(error) and "secret" not in str(error)
+
+
 def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("TEST_KEY", "sk-secret")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from jobs import evaluate
 from uniovseg.config import load, validate
 from uniovseg.data.benchmarks import BENCHMARKS, open_benchmark
-from uniovseg.errors import ConfigError, DataError
+from uniovseg.errors import ConfigError, DataError, UniOVSegError
 from uniovseg.evaluation.mask_classification import MaskClassificationConfig, MaskClassificationScore, classify_masks
 from uniovseg.evaluation.source import SourceConfig, open_source
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
@@ -217,3 +218,19 @@ def test_actors_give_the_same(labelled_scenes: Path, tiny_checkpoint: Path, tmp_
     assert list(over_items(PoolConfig(workers=2), refuse_three, range(4, 20))) == [item * item for item in range(4, 20)]
     with pytest.raises(DataError, match="not this one; seen: 3"):
         list(over_items(PoolConfig(workers=2), refuse_three, range(10)))
+
+
+def cannot_build() -> "partial[int]":
+    raise ConfigError("no such checkpoint", seen="here")
+
+
+def _end(item: int) -> int:
+    os._exit(1)
+
+
+@pytest.mark.cluster
+def test_what_fails_in_an_actor_is_one_of_our_errors(ray_cluster: None) -> None:
+    with pytest.raises(ConfigError, match="no such checkpoint; seen: here"):
+        list(over_items(PoolConfig(workers=2, at_once=2), cannot_build, range(6)))
+    with pytest.raises(UniOVSegError, match="a process of the pool has died; seen: .*run the same command again"):
+        list(over_items(PoolConfig(workers=1), lambda: _end, range(2)))

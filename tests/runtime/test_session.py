@@ -11,7 +11,7 @@ from uniovseg.errors import ConfigError
 from uniovseg.runtime import pool
 from uniovseg.runtime.parts import run_parts
 from uniovseg.runtime.pool import PoolConfig, over_items
-from uniovseg.runtime.session import require_shared
+from uniovseg.runtime.session import ray_session, require_shared
 
 LOCAL = {"source": "s3://bucket/tars", "output": "runs/x"}
 
@@ -44,3 +44,10 @@ def test_actors_of_several_nodes_do_not_read_and_write_their_own_disks(monkeypat
 def test_one_node_may_have_its_own_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: nodes(8.0))
     require_shared(LOCAL)
+
+
+def test_an_address_that_is_none_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    with pytest.raises(ConfigError, match="cannot be reached; seen: RAY_ADDRESS=nowhere: "), ray_session(1):
+        pass

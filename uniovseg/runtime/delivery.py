@@ -122,10 +122,12 @@ class Delivery:
     Args:
         uri: MLflow tracking URI.
         run_id: the run.
+        before: when the last of the entries was made (milliseconds since 1970), where they come late: they then neither end a run that has ended or
+            gone on since, nor replace its artifacts. None: they come as they are made.
     """
 
-    def __init__(self, uri: str, run_id: str) -> None:
-        self.uri, self.run_id = uri, run_id
+    def __init__(self, uri: str, run_id: str, before: int | None = None) -> None:
+        self.uri, self.run_id, self.before = uri, run_id, before
         self.entries: deque[Entry] = deque()
         self.dropped = self.refused = 0
         self._bytes = 0
@@ -214,6 +216,8 @@ class Delivery:
 
     def _send(self, client: "MlflowClient", batch: Sequence[Entry]) -> None:
         first = batch[0]
+        if self.before is not None and not isinstance(first, Metrics | Parameters) and self._replaced(client, first, self.before):
+            return
         if isinstance(first, Artifact):
             with tempfile.TemporaryDirectory() as folder:
                 path = PurePosixPath(first.path)
@@ -237,6 +241,16 @@ class Delivery:
             steps |= dict.fromkeys(new, entry.step)
         for begin in range(0, len(points), POINTS):
             client.log_batch(self.run_id, metrics=points[begin : begin + POINTS])
+
+    def _replaced(self, client: "MlflowClient", entry: Artifact | Ending, before: int) -> bool:
+        """Whether the run has ended or gone on since, and has an end or such an artifact of its own."""
+        run = client.get_run(self.run_id)
+        if run.info.status == "RUNNING" and all(metric.timestamp <= before for metric in run.data._metric_objs):
+            return False
+        if isinstance(entry, Ending):
+            return True
+        folder = str(PurePosixPath(entry.path).parent)
+        return any(item.path == entry.path for item in client.list_artifacts(self.run_id, None if folder == "." else folder))
 
     def _send_parameters(self, client: "MlflowClient", entry: Parameters) -> None:
         from mlflow.entities import Param
@@ -293,7 +307,7 @@ def deliver(folder: Location, uri: str | None, patience: float = 60.0) -> int:
     count = 0
     for file in storage.list_files(folder / UNDELIVERED, ".jsonl"):
         head, *lines = [json.loads(line) for line in storage.read_bytes(file).decode().splitlines()]
-        delivery = Delivery(uri or head["uri"], head["run_id"])
+        delivery = Delivery(uri or head["uri"], head["run_id"], before=max((line["time"] for line in lines if "time" in line), default=0))
         for line in lines:
             if line["kind"] == "artifact":
                 line["data"] = base64.b64decode(line["data"])

@@ -179,7 +179,9 @@ class Endpoint:
         if self._session is None:
             connections = aiohttp.TCPConnector(limit=0)  # the slots bound them; a wait for a connection would count as time for the answer
             self._session = aiohttp.ClientSession(connector=connections, timeout=aiohttp.ClientTimeout(total=self.config.timeout))
-        secret = os.environ.get(self.config.key_variable)
+        secret = os.environ.get(self.config.key_variable, "").strip()  # files of secrets end with a new line
+        if not secret.isprintable():
+            raise EndpointError("the API key has characters that cannot be sent", seen=f"in {self.config.key_variable}", allowed="one line")
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self.sent += 1
         try:

@@ -1,5 +1,6 @@
 """One function over many items: in this process, or on a pool of actors that each build it once. The results come in the items' order."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -40,13 +41,15 @@ def use_threads(threads: int, pool: PoolConfig) -> None:
 
 
 class _Worker:
-    """What an actor holds."""
+    """What an actor holds. It builds with the first item: what is raised then is that call's error, and not the actor's end."""
 
     def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
-        self.call = build()
+        self._build, self._call, self._turn = build, None, threading.Lock()
 
     def run(self, item: Any) -> Any:
-        return self.call(item)
+        with self._turn:
+            self._call = self._call or self._build()
+        return self._call(item)
 
 
 def over_items(
@@ -63,7 +66,7 @@ def over_items(
 
     Raises:
         ConfigError: one of `uris` is a local path, and the actors run on several nodes.
-        UniOVSegError: as the function raises it.
+        UniOVSegError: as `build` or the function raises it; or an actor has died.
     """
     if not config.workers:
         yield from map_threads(build(), items, config.at_once)
@@ -78,6 +81,9 @@ def over_items(
             if isinstance(error.cause, UniOVSegError):
                 raise error.cause from None
             raise
+        except ray.exceptions.RayActorError as error:
+            said = " ".join(str(error).split())[:300]
+            raise UniOVSegError("a process of the pool has died", seen=said, fix="is its memory enough? then run the same command again") from None
         finally:
             for actor in actors:
                 ray.kill(actor)

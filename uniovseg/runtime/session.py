@@ -44,7 +44,7 @@ def ray_session(cpus: int) -> Iterator[None]:
             would leave none for Ray Data, which then waits for ever.
 
     Raises:
-        ConfigError: the cluster that RAY_ADDRESS names refuses this process.
+        ConfigError: the cluster that RAY_ADDRESS names refuses this process, or is not there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -60,6 +60,11 @@ def ray_session(cpus: int) -> Iterator[None]:
             raise ConfigError(
                 "the cluster refuses this process", seen=f"RAY_ADDRESS={address}, RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')}",
                 allowed="RAY_AUTH_MODE=token with the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token", fix="ray get-auth-token prints it on the head",
+            ) from error  # fmt: skip
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                "the cluster cannot be reached", seen=f"RAY_ADDRESS={address}: {' '.join(str(error).split())[:200]}",
+                fix="start it, name its head's address, or unset RAY_ADDRESS for a cluster on this machine",
             ) from error  # fmt: skip
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away; a process less
