@@ -44,7 +44,8 @@ class _Worker:
     """What an actor holds. It builds with the first item: what is raised then is that call's error, and not the actor's end."""
 
     def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
-        self._build, self._call, self._turn = build, None, threading.Lock()
+        self._build, self._turn = build, threading.Lock()
+        self._call: Callable[[Any], Any] | None = None
 
     def run(self, item: Any) -> Any:
         with self._turn:
