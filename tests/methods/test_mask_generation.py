@@ -42,6 +42,9 @@ def test_without_boxes_only_points_count(changes: dict[str, float], tiny_config:
     assert output.loss.item() == pytest.approx(weighed(method, output), rel=1e-6)
     both = built(tiny_config).training_step(batch)
     assert [float(output.metrics[kind]) for kind in KINDS] == [float(both.metrics[kind]) for kind in KINDS]
+    output.loss.backward()  # DistributedDataParallel waits for the gradient of each parameter
+    assert [name for name, parameter in method.named_parameters() if parameter.requires_grad and parameter.grad is None] == []
+    assert len(method.generator.of_boxes) == 13
 
 
 def test_a_batch_without_ground_truth_reaches_every_parameter_with_zeros(tiny_config: MaskGenerationConfig, scenes: list[ImageMasks]) -> None:

@@ -32,6 +32,11 @@ class MaskGenerationConfig(PromptableConfig):
     max_boxes: int = Field(40, ge=0, description="box prompts an image in training")
     box_weight: float = Field(1.0, ge=0, description="weight of the box prompts' losses beside the points'")
 
+    @property
+    def trains_boxes(self) -> bool:
+        """Whether box prompts are trained."""
+        return self.max_boxes > 0 and self.box_weight > 0
+
 
 class MaskGeneration(PromptableSegmenter, TrainableMethod[MaskBatch]):
     """Stage 1: trains the mask generator of the promptable segmenter.
@@ -68,7 +73,7 @@ class MaskGeneration(PromptableSegmenter, TrainableMethod[MaskBatch]):
         losses = self._losses(outputs, matches, batch, generators)
         total = self.config.loss.weigh(losses)
         metrics = losses | {"pairs": torch.tensor(float(sum(map(len, matches))) / len(matches))}
-        if self.config.max_boxes and self.config.box_weight:
+        if self.config.trains_boxes:
             drawn = [draw_boxes(boxes, self.config.max_boxes, generator) for boxes, generator in zip(batch.boxes_xyxy, generators, strict=True)]
             outputs = self.generator.masks(pixel, self.generator.embed_boxes(pixel, torch.stack([boxes for boxes, _ in drawn])))
             box_losses = self._losses(outputs, [Matches.paired(index) for _, index in drawn], batch, generators)
@@ -90,4 +95,7 @@ def build_mask_generation(config: MaskGenerationConfig, seed: int) -> MaskGenera
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = build_mask_generator(config.generator, clip.feature_channels)
+    if not config.trains_boxes:
+        for part in generator.of_boxes:
+            part.requires_grad_(False)  # DDP waits for the gradient of whatever has one
     return MaskGeneration(config, clip, generator)

@@ -4,7 +4,7 @@ Everything but the adapter is frozen. The regions of a batch are pooled from the
 towards their entities' text embeddings by the cosine loss (method: Eq. 8). Where the pairs come from is the data's business, not the method's.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -18,11 +18,14 @@ from uniovseg.models.feature_memory import FeatureMemory
 from uniovseg.models.mask_generator import MaskGenerator, build_mask_generator
 from uniovseg.models.phrases import PhraseEmbeddings
 from uniovseg.models.text_classifier import template_set
+from uniovseg.parallel import Parallel
 from uniovseg.records import PairBatch, StepOutput
 
 
 class MaskTextAlignmentConfig(PromptableConfig):
     """Stage 2 and its parts."""
+
+    parallels: ClassVar[tuple[Parallel, ...]] = ("ddp",)  # a worker asks the text tower for what is new to it, and the trunk for what it has not kept
 
     name: Literal["mask_text_alignment"] = Field("mask_text_alignment", description="the method's name")
     adapter: AdapterConfig = Field(AdapterConfig(), description="the feature adapter")

@@ -95,6 +95,12 @@ class MaskGenerator(nn.Module):
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
 
+    @property
+    def of_boxes(self) -> list[nn.Parameter]:
+        """The parameters that single points do not use: those of boxes and of sets of points."""
+        heads = [*self.mask_decoder.mask_heads[0].parameters(), *self.mask_decoder.iou_heads[0].parameters()]
+        return [self.prompt_encoder.box_embed, *heads]
+
     def embed_points(self, pixel: PixelFeatures, points_xy: Tensor) -> list[MaskEmbeddings]:
         """Decode single points [B, Q, 2] up to the mask embeddings of each layer; K' = num_masks."""
         windows = None

@@ -91,6 +91,10 @@ class TrainJobConfig(TrainConfig):
         return f"{count} of {self.cpus_per_worker:g} CPUs" + (f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else "")
 
 
+PATIENCE_SECONDS = 6 * 3600
+"""How long workers wait for one another: while rank 0 validates, the others stand. (Ray itself sees a worker that has died.)"""
+
+
 def train_worker(settings: dict[str, Any], uri: str | None = None) -> dict[str, str] | None:
     """What each Ray Train worker runs; returns ``error`` and ``kind`` of what all ranks have found and starting them again would not mend, if so.
 
@@ -143,11 +147,9 @@ def _train(settings: dict[str, Any], uri: str | None) -> None:
         begun = _resumed_step(folder, rank, world_size) if folder else 0
         recorder = RayRecorder(run, output, begun, config.failed_checkpoints, config.keep_metric)
         requests = WorkerRequests(output, recorder, rank)
-        ways = {"match": match, "validate": validate_fn, "ask": requests}
+        place: dict[str, Any] = {"resume": folder, "layout": settings["layout"], "rank": rank, "world_size": world_size}
         try:
-            train(
-                config, method, batches, recorder, **ways, resume=folder, layout=settings["layout"], rank=rank, world_size=world_size,
-            )  # fmt: skip
+            train(config, method, batches, recorder, match=match, validate=validate_fn, ask=requests, **place)
         except DeviceMemoryError:
             raise  # of this rank alone: there is nobody to settle with
         except TrainingError:
@@ -270,7 +272,7 @@ def fit(config: TrainJobConfig, *, callbacks: Sequence[UserCallback] = (), start
                 "host": socket.gethostname(),
                 "start": start,
             },
-            torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=PATIENCE_SECONDS),
             scaling_config=scaling(config),
             run_config=RunConfig(
                 name=name,
