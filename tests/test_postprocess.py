@@ -6,7 +6,7 @@ from torch import Tensor
 
 from uniovseg import postprocess
 from uniovseg.data.views import fit_view
-from uniovseg.postprocess import ProposalConfig, dense_masks, filter_proposals, masks_from_logits, resize_logits, stability
+from uniovseg.postprocess import ProposalConfig, dense_masks, filter_proposals, masks_from_logits, resize_logits, stability, valid_cells
 
 LANDSCAPE, CANVAS, CELLS = (40, 64), 64, 32
 VIEW = fit_view(CANVAS, *LANDSCAPE)  # the lower 24 of 64 rows are padding: 12 of the 32 rows of the logits
@@ -112,3 +112,19 @@ def test_masks_are_cut_at_the_source_pixel_and_not_at_the_cell() -> None:
     masks, quality = filter_proposals(ProposalConfig(), everywhere, torch.tensor([0.8, 0.7, 0.9]), VIEW, LANDSCAPE, limits)
     assert masks.boxes_xyxy().tolist() == [limits[2].tolist(), limits[0].tolist(), limits[1].tolist()]  # none in a better one
     assert quality.tolist() == pytest.approx([0.9, 0.8, 0.7])
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 1300), (1300, 10), (1, 5000), (100, 128), (77, 50)])
+def test_cells_whose_centre_shows_image_and_at_least_one_of_the_thinnest(height: int, width: int) -> None:
+    view = fit_view(128, height, width)
+    found = valid_cells(view, (32, 32), torch.device("cpu"))
+    centres = torch.arange(32) * 4 + 2.0
+    rows, columns = ((centres < high) for high in (view.valid_xyxy[3], view.valid_xyxy[2]))
+    rows[0] = columns[0] = True
+    assert torch.equal(found, rows[:, None] & columns)
+
+
+def test_a_very_thin_image_keeps_its_masks() -> None:
+    logits = torch.ones(2, 32, 32)
+    masks, quality = filter_proposals(ProposalConfig(), logits, torch.tensor([0.8, 0.9]), fit_view(128, 10, 1300), (10, 1300))
+    assert quality.tolist() == pytest.approx([0.9]) and int(masks.area()[0]) == 13_000

@@ -1,5 +1,7 @@
 """From mask logits to the masks a user gets: filter first, bring to source resolution last."""
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -66,11 +68,18 @@ def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
 
 
 def valid_cells(view: View, size: tuple[int, int], device: torch.device) -> Tensor:
-    """[h, w] bool: cells of a grid of `size` over the view whose centre shows image."""
+    """[h, w] bool: cells of a grid of `size` over the view whose centre shows image; of an image thinner than that, the row or column it begins in."""
     x0, y0, x1, y1 = view.valid_xyxy
-    ys = (torch.arange(size[0], device=device) + 0.5) * (view.size[0] / size[0])
-    xs = (torch.arange(size[1], device=device) + 0.5) * (view.size[1] / size[1])
-    return ((ys >= y0) & (ys < y1))[:, None] & ((xs >= x0) & (xs < x1))
+
+    def centres(low: float, high: float, count: int, side: int) -> Tensor:
+        begin, end = (math.ceil(edge * count / side - 0.5) for edge in (low, high))
+        if end <= begin:
+            begin = int(low * count / side)
+            end = begin + 1
+        cells = torch.arange(count, device=device)
+        return (cells >= begin) & (cells < end)
+
+    return centres(y0, y1, size[0], view.size[0])[:, None] & centres(x0, x1, size[1], view.size[1])
 
 
 def resize_logits(logits: Tensor, view: View, size: tuple[int, int]) -> Tensor:

@@ -198,3 +198,5 @@ def test_phrases_are_encoded_once(method: MaskTextAlignment, monkeypatch: pytest
     monkeypatch.setattr(type(method.clip), "encode_text", lambda *_: pytest.fail("asked again"))
     assert torch.equal(phrases(["red circle", "sand"]), first[[1, 0]])
     assert phrases([]).shape == (0, method.clip.embed_dim)
+    kept = list(phrases._known.values())
+    assert all(row.untyped_storage().nbytes() == row.nbytes for row in kept)  # nothing else is kept alive

@@ -170,7 +170,7 @@ def _coarse_iou(method: PromptableSegmenter, embedded: EmbeddedImage, masks: Mas
 def _paired_iou(method: PromptableSegmenter, embedded: EmbeddedImage, masks: MaskEmbeddings, truth: RunLengthMasks) -> Tensor:
     """[n] float64 IoU, at source resolution, of each of n masks with its own ground truth."""
     ious = []
-    step = max(1, PIXELS_AT_ONCE // (embedded.size[0] * embedded.size[1]))
+    step = max(1, PIXELS_AT_ONCE // max(embedded.size) ** 2)  # the whole canvas is resized, its padding too
     for rows in torch.arange(len(truth), device=method.device).split(step):
         logits, limits = method.uncut_logits(embedded, masks.take(rows))
         predicted = dense_masks(logits, embedded.view, embedded.size, limits)

@@ -29,7 +29,8 @@ class PhraseEmbeddings:
         """[n, D] float32 on the CLIP's device, one row a phrase."""
         new = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._known]
         if new:
-            self._known.update(zip(new, embed_phrases(self.clip, new, self.templates), strict=True))
+            embedded_new = embed_phrases(self.clip, new, self.templates)
+            self._known.update((phrase, row.clone()) for phrase, row in zip(new, embedded_new, strict=True))  # a view would keep all of them
         for phrase in phrases:
             self._known.move_to_end(phrase)
         embedded = torch.stack([self._known[phrase] for phrase in phrases]) if phrases else self.clip.logit_scale.new_zeros(0, self.clip.embed_dim)
