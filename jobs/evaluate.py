@@ -6,7 +6,7 @@ python jobs/evaluate.py mask_classification annotations=FILE images=FOLDER outpu
 python jobs/evaluate.py score-panoptic --gt-json F --gt-dir D --pred-json F --pred-dir D
 python jobs/evaluate.py score-semantic --gt-dir D --pred-dir D --num-classes N --ignore V
 
-A benchmark brings its own sizes and thresholds (uniovseg/runtime/benchmark_settings.yaml; --dry-run shows them); what you give wins.
+A benchmark brings its own sizes and thresholds (uniovseg/evaluation/benchmark_settings.yaml; --dry-run shows them); what you give wins.
 The score commands print one line of JSON: every figure a fraction, null where there is none. Each command has --help.
 """
 

@@ -35,7 +35,7 @@ from uniovseg.api import (
 from uniovseg.data.vocabulary import PACKAGED, load_vocabulary
 from uniovseg.deadline import deadline
 from uniovseg.errors import DataError
-from uniovseg.methods.promptable import EmbeddedImage, RegionConfig
+from uniovseg.methods.promptable import EmbeddedImage
 from uniovseg.models.text_classifier import template_set
 from uniovseg.open_vocabulary import UNKNOWN, SegmentationConfig
 from uniovseg.ops.run_length import RunLengthMasks
@@ -156,10 +156,8 @@ class Engine:
         """The model with the naming that the request asks for; its weights are shared."""
         method = self.segmenter.method
         changes = {"sizes": request.scales, "templates": request.templates if isinstance(request.templates, str) else None}
-        regions = method.config.regions.model_copy(update={key: value for key, value in changes.items() if value is not None})
-        return (
-            self.segmenter if regions == method.config.regions else Segmenter(method.with_regions(RegionConfig.model_validate(regions.model_dump())))
-        )
+        asked = {key: value for key, value in changes.items() if value is not None}
+        return Segmenter(method.with_settings({"regions": asked})) if asked else self.segmenter
 
 
 def _segmented(segmenter: Segmenter, embedded: EmbeddedImage, request: SegmentRequest, vocabulary: Vocabulary, most: int) -> list[Found]:

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from uniovseg import checkpoint
 from uniovseg.checkpoint import CheckpointInfo
 from uniovseg.config import key_help
+from uniovseg.config import validate as config_of
 from uniovseg.data.benchmarks import open_benchmark
 from uniovseg.data.shapes import SceneConfig, draw_scene, scene_rng
 from uniovseg.data.shapes_sets import write_panoptic
-from uniovseg.errors import CheckpointError, DeviceMemoryError, TrainingError
+from uniovseg.errors import CheckpointError, ConfigError, DeviceMemoryError, TrainingError
+from uniovseg.evaluation.source import SourceConfig
 from uniovseg.evaluation.words import evaluate_semantic
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.mask_generation import MaskGenerationConfig
@@ -32,6 +34,7 @@ from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.ops.run_length import RunLengthMasks
 from uniovseg.pictures import Picture
 from uniovseg.records import MaskBatch, Prediction, StepOutput, View, Vocabulary
+from uniovseg.runtime.evaluate_words import WordsJobConfig
 from uniovseg.segmenter import Segmenter
 from uniovseg.training import FolderRecorder, TrainConfig, checkpoints, lr_factor, main, make_validation, train
 
@@ -371,6 +374,34 @@ def test_words_are_validated_as_evaluation_scores_them(tmp_path: Path, tiny_conf
     results = evaluate_semantic(method, found.semantic(found.items[:2]), found.vocabulary, SegmentationConfig())
     expected = sum((item.score for item in results), SemanticScore.zero(len(found.vocabulary))).miou()
     assert expected > 0 and (metrics, pictures) == ({"val_miou": expected}, {})
+
+
+def test_a_benchmark_is_validated_with_the_settings_that_it_brings(
+    tmp_path: Path, tiny_config: MaskGenerationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = SourceConfig(benchmark="cityscapes", root=str(tmp_path))
+    seen: list[tuple[Any, ...]] = []
+
+    def score(method: Any, dataset: object, segmentation: SegmentationConfig) -> float:
+        seen.append((method.config.size, method.config.test_points_per_side, method.config.regions.sizes, segmentation))
+        return math.nan
+
+    monkeypatch.setattr("uniovseg.training.open_source", lambda config: config)
+    monkeypatch.setattr("uniovseg.training.mean_iou", score)
+    validate = make_validation(configured(tiny_config, validation={"words": words.model_dump()}))
+    method = Segmenter.load("shapes").method
+    assert validate is not None and isinstance(method, TrainableMethod)
+    assert validate(method) == ({}, {})  # not a number is no figure: a checkpoint could not be read with it
+    job = WordsJobConfig(output="o", benchmark="cityscapes")
+    assert seen == [(job.method["size"], job.method["test_points_per_side"], tuple(job.method["regions"]["sizes"]), job.segmentation)]
+    assert method.config.size != seen[0][0]
+
+
+def test_stage_two_is_not_sharded() -> None:
+    values = {"output": "o", "data": {"train": "s"}, "method": {"name": "mask_text_alignment"}}
+    with pytest.raises(ConfigError, match="parallel must be ddp for mask_text_alignment"):
+        config_of(TrainConfig, values | {"parallel": "fsdp"})
+    assert config_of(TrainConfig, values).parallel == "ddp"
 
 
 def test_a_resumed_run_knows_the_last_validation(tmp_path: Path, tiny_config: MaskGenerationConfig) -> None:

@@ -37,7 +37,7 @@ from uniovseg.data.shards import ShardSet
 from uniovseg.data.views import ViewConfig
 from uniovseg.errors import CheckpointError, ConfigError, DeviceMemoryError, TrainingError, TrainingStoppedError, UniOVSegError, tell
 from uniovseg.evaluation.promptable import FIGURES, NO_SCORES, LabelledImage, PromptableConfig, evaluate_promptable, labelled
-from uniovseg.evaluation.source import SourceConfig, open_source
+from uniovseg.evaluation.source import SourceConfig, benchmark_settings, open_source
 from uniovseg.evaluation.words import mean_iou
 from uniovseg.methods.base import OptimConfig, TrainableMethod
 from uniovseg.methods.catalog import MethodConfig, build_method
@@ -132,6 +132,15 @@ class TrainConfig(Config):
             raise ValueError(
                 f"of checkpoint_every ({self.checkpoint_every}) and validation.every ({self.validation.every}) one must be a multiple of the other, "
                 "as keep_metric ranks checkpoints by a validation at their own step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharded_only_where_all_do_the_same(self) -> Self:
+        if self.parallel not in self.method.parallels:
+            raise ValueError(
+                f"parallel must be {' or '.join(self.method.parallels)} for {self.method.name}: what its workers ask of the frozen parts differs, "
+                "which shards cannot follow"
             )
         return self
 
@@ -424,7 +433,8 @@ RESUMABLE: frozenset[str] = frozenset(
         "method.feature_memory_mib",
     }
 )
-"""Keys of `TrainConfig`, with all below them, that a resumed run may change: they do not change what is learned from which sample."""
+"""Keys of `TrainConfig`, with all below them, that a resumed run may change: they do not change which samples a step learns from. Of these only
+``accumulate`` changes how: the pairs of a micro-batch share its weight."""
 
 
 def refuse_other_run(config: TrainConfig, info: CheckpointInfo, layout: str | None = None) -> None:
@@ -483,13 +493,16 @@ def make_validation(config: TrainConfig) -> Validate | None:
     samples = [] if asked.shards is None else list(labelled(ShardSet(asked.shards).records(asked.images)))
     promptable = PromptableConfig(points_per_side=asked.points_per_side)
     words = None if asked.words is None else open_source(asked.words)
+    brought = benchmark_settings(asked.words.benchmark if asked.words else None)
+    segmentation = SegmentationConfig.model_validate(brought.get("segmentation", {}))
 
     def validate(method: TrainableMethod[Any]) -> tuple[dict[str, float], dict[str, Picture]]:
         assert isinstance(method, PromptableSegmenter)
         scores = sum(evaluate_promptable(method, samples, promptable), NO_SCORES).summary()
         metrics = {f"val_{name}": value for name in FIGURES if (value := scores[name]) is not None}
         if words is not None:
-            metrics["val_miou"] = mean_iou(method, words, SegmentationConfig())
+            miou = mean_iou(method.with_settings(brought.get("method", {})), words, segmentation)
+            metrics |= {} if math.isnan(miou) else {"val_miou": miou}  # no class is in any ground truth
         return metrics, {"everything": everything_picture(method, samples[:4])} if samples else {}
 
     return validate

@@ -26,7 +26,7 @@ def test_images_embedded_together_are_as_alone(tiny_method: MaskGeneration, coun
 
 
 def test_text_embeddings_are_kept_within_their_bytes(tiny_method: MaskGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = tiny_method.with_regions(tiny_method.config.regions.model_copy(update={"templates": "simple"}))
+    method = tiny_method.with_settings({"regions": {"templates": "simple"}})
     one = 4 * method.clip.embed_dim
     monkeypatch.setattr(method, "_classifiers", type(method._classifiers)())
     monkeypatch.setattr(promptable, "TEXT_BYTES_KEPT", 3 * one)

@@ -2,8 +2,10 @@
 
 import os
 from dataclasses import replace
-from typing import Self
+from importlib import resources
+from typing import Any, Self
 
+import yaml
 from pydantic import Field
 
 from uniovseg.config import Config
@@ -13,6 +15,12 @@ from uniovseg.errors import ConfigError
 from uniovseg.storage import Location
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
+
+
+def benchmark_settings(benchmark: str | None) -> dict[str, Any]:
+    """How a benchmark is tested, from ``benchmark_settings.yaml``: ``method`` and ``segmentation`` with the settings that it brings; empty for other sets."""
+    settings = yaml.safe_load((resources.files("uniovseg") / "evaluation/benchmark_settings.yaml").read_text("utf-8"))
+    return dict(settings.get(benchmark, {}))
 
 
 def root_of(root: str | None) -> str:

@@ -7,9 +7,9 @@ adapter. A mask's name comes from the CLIP's last feature map, frozen or adapted
 import copy
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from uniovseg.config import Config
+from uniovseg.config import Config, merge, validate
 from uniovseg.data.regions import region_cells
 from uniovseg.data.views import CanvasSide, fit_view, render
 from uniovseg.deadline import in_time
@@ -31,6 +31,7 @@ from uniovseg.models.pixel_decoder import PixelFeatures
 from uniovseg.models.text_classifier import TEMPLATE_SETS, TextClassifier, build_text_classifier, template_set
 from uniovseg.ops.points import grid_points
 from uniovseg.ops.run_length import RunLengthMasks
+from uniovseg.parallel import Parallel
 from uniovseg.postprocess import ProposalConfig, filter_proposals, masks_from_logits
 from uniovseg.records import Prediction, View, Vocabulary
 
@@ -49,6 +50,9 @@ class RegionConfig(Config):
 
 class PromptableConfig(Config):
     """The model that stage 1 and stage 2 share."""
+
+    parallels: ClassVar[tuple[Parallel, ...]] = ("ddp", "fsdp")
+    """How several workers can train it."""
 
     clip: ClipConfig = Field(ClipConfig(), description="the frozen CLIP")
     generator: MaskGeneratorConfig = Field(MaskGeneratorConfig(), description="pixel decoder, prompt encoder, mask decoder")
@@ -107,10 +111,14 @@ class PromptableSegmenter(Method):
             return super().state()
         return super().state() | {f"clip.{name}": value for name, value in self.clip.state_dict().items()}
 
-    def with_regions(self, regions: RegionConfig) -> Self:
-        """The same model, its weights and remembered vocabularies shared, that names masks in another way."""
+    def with_settings(self, changes: Mapping[str, Any]) -> Self:
+        """The same model, its weights and remembered vocabularies shared, with other settings of how it is used, such as ``{"regions": {"sizes": [896]}}``.
+
+        Raises:
+            ConfigError: a setting that there is not, or of a wrong value.
+        """
         other = copy.copy(self)
-        other.config = self.config.model_copy(update={"regions": regions})
+        other.config = validate(type(self.config), merge(self.config.model_dump(), dict(changes)))
         return other
 
     def pixel_features(self, images: Tensor) -> PixelFeatures:

@@ -12,7 +12,6 @@ from uniovseg.config import Config
 from uniovseg.data.views import CanvasSide
 from uniovseg.evaluation.naming import NamingScore, evaluate_namings
 from uniovseg.evaluation.source import SourceConfig, open_source
-from uniovseg.methods.promptable import RegionConfig
 from uniovseg.metrics import figure
 from uniovseg.open_vocabulary import SegmentationConfig
 from uniovseg.records import Vocabulary
@@ -83,7 +82,9 @@ def compare_namings(config: NamingsConfig, aligned: Mapping[str, str], unseen: C
     changes = {"test_points_per_side": config.points_per_side}
     proposers = {uri: Segmenter.load(uri, changes=changes).method for uri in (config.baseline, *config.masks_of)}
     frozen = {
-        f"{'+'.join(map(str, sizes))} px, {templates}": proposers[config.baseline].with_regions(RegionConfig(sizes=sizes, templates=templates))
+        f"{'+'.join(map(str, sizes))} px, {templates}": proposers[config.baseline].with_settings(
+            {"regions": {"sizes": sizes, "templates": templates}}
+        )
         for sizes, templates in product(config.sizes, config.templates)
     }
     namings = frozen | {f"aligned: {name}": Segmenter.load(uri).method for name, uri in aligned.items()}

@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import resources
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
-import yaml
 from pydantic import Field, model_validator
 from rich.progress import track
 
@@ -18,7 +16,7 @@ from uniovseg.config import merge
 from uniovseg.data.benchmarks import BENCHMARKS, Item, LabelledSet
 from uniovseg.evaluation.mask_classification import MaskClassificationConfig, MaskClassificationScore, classify_image, subsets
 from uniovseg.evaluation.report import Extremes, ImageRow, panoptic_row, render_html, semantic_row
-from uniovseg.evaluation.source import SourceConfig, open_source
+from uniovseg.evaluation.source import SourceConfig, benchmark_settings, open_source
 from uniovseg.evaluation.words import evaluate_panoptic, evaluate_semantic
 from uniovseg.metrics import PanopticScore, SemanticScore, figure
 from uniovseg.models.clip import ClipConfig, load_clip
@@ -41,12 +39,6 @@ class EvaluationConfig(SourceConfig):
     threads: int = Field(0, ge=0, description=THREADS)
     pool: PoolConfig = Field(PoolConfig(), description="actors")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
-
-
-def benchmark_settings(benchmark: str | None) -> dict[str, Any]:
-    """How a benchmark is tested: values of `WordsJobConfig`, from ``benchmark_settings.yaml``; empty for other sets."""
-    settings = yaml.safe_load((resources.files("uniovseg") / "runtime/benchmark_settings.yaml").read_text("utf-8"))
-    return dict(settings.get(benchmark, {}))
 
 
 class WordsJobConfig(EvaluationConfig):
