@@ -1,10 +1,8 @@
 """A model with everything around it that a replica needs: decoders, the model's thread, kept features. No Ray here."""
 
 import asyncio
-import ctypes
 import functools
 import gc
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +75,7 @@ class Host:
         self._model = _Model(
             engine, Group(functools.partial(_embed, engine), self.config.max_batch), Kept(self.config.embeddings_bytes, self.keep_seconds)
         )
-        await asyncio.to_thread(_give_back)
+        await asyncio.to_thread(gc.collect)  # the old model's rings; what it held is taken by what the new one needs
 
     def check(self) -> None:
         """Raise RuntimeError where the host cannot answer any more."""
@@ -164,15 +162,6 @@ class Host:
             del work  # as in `_features`
         embedded, embedding = await self._thread.grouped(model.group, pixels, until)
         return embedded, decoding, embedding
-
-
-def _give_back() -> None:
-    """Give the system what is not used: after a swap the old model's, without which each swap makes the process larger, and what loading left."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others give back by themselves
-        if trim is not None:
-            trim(0)
 
 
 def memory(embedded: EmbeddedImage) -> int:
