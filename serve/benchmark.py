@@ -53,7 +53,7 @@ class ServeBenchmarkConfig(Config):
 
     output: str = Field("runs/benchmark_serve", description="folder of report.json")
     seed: int = Field(0, ge=0, description="of the images")
-    size: int = Field(192, ge=32, multiple_of=32, description="canvas of the packaged model, pixels: so large that a step takes 0.25 s or more")
+    size: int = Field(256, ge=32, multiple_of=32, description="canvas of the packaged model, pixels: so large that a step takes 0.25 s or more")
     image: int = Field(256, ge=32, description="side of the images, pixels")
     images: int = Field(8, ge=1, description="different images")
     alone: int = Field(20, ge=1, description="requests of one client that are timed, and library calls; medians count")
