@@ -29,6 +29,9 @@ from uniovseg.storage import Location
 
 ORIGIN = "origin.json"
 
+AFTER = "-after-"
+"""In the name of a run: between the trial whose run it is and what it began from."""
+
 PROMPT_METRICS = ("val_box_iou", "val_point_iou")
 """What the score of a validation is the mean of."""
 
@@ -167,11 +170,11 @@ def _run_of(
     first = Location.of(shared.trials) / trial
     if origin is None:
         return job.model_copy(update={"output": first.uri}), None
-    donor = Location.of(origin.output).name.partition("-after-")[0]
+    donor = Location.of(origin.output).name.partition(AFTER)[0]
     if donor == trial and origin.values == values:
         return job.model_copy(update={"output": origin.output}), None
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    output = Location.of(shared.trials) / f"{trial}-after-{donor}-{origin.step}-{digest[:6]}"
+    output = Location.of(shared.trials) / f"{trial}{AFTER}{donor}-{origin.step}-{digest[:6]}"
     job = job.model_copy(update={"output": output.uri})
     return job, transplant(origin.checkpoint, job)
 

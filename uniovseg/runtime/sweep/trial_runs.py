@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from uniovseg.runtime.delivery import connect, said
+from uniovseg.runtime.sweep.train_trial import AFTER
 from uniovseg.runtime.sweep.tuner import TrialResult
 from uniovseg.runtime.tracking import PARENT, Run
 
@@ -64,7 +65,7 @@ def log_scale_trials(run: Run, results: Sequence[TrialResult]) -> None:
 
 
 def close_training_trials(run: Run, results: Sequence[TrialResult]) -> None:
-    """Give the run that each trial ended with its score, and close those of trials that Tune stopped, which had no time to do it, as KILLED.
+    """Give the run that each trial ended with its score, and close as KILLED those that Tune stopped: they had no time to do it, or called it a failure.
 
     A trial that has taken over another's weights ended with another run than it began with: the one whose folder its last checkpoint is in.
     """
@@ -74,8 +75,9 @@ def close_training_trials(run: Run, results: Sequence[TrialResult]) -> None:
         client = connect(run.uri)
         experiment = client.get_run(run.run_id).info.experiment_id
         scores = {Path(result.metrics["train_checkpoint"]).parent.name: result.metrics for result in results if not result.error}
+        well = {result.trial for result in results if not result.error}
         for name, child in _children(client, run, experiment).items():
-            if child.info.status == "RUNNING":
+            if child.info.status == "RUNNING" or (child.info.status == "FAILED" and name.partition(AFTER)[0] in well):
                 client.set_terminated(child.info.run_id, "KILLED")
             if (metrics := scores.get(name)) is not None:
                 client.log_metric(child.info.run_id, "score", float(metrics["score"]), step=int(metrics["step"]))
