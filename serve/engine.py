@@ -44,6 +44,9 @@ from uniovseg.segmenter import Segmenter
 from uniovseg.segments import Region
 from uniovseg.segments import Segment as NamedMask
 
+ROUNDING = 1e-6
+"""Pixels that a point or a box may lie beyond the image: what is given in percent seldom ends exactly at the edge."""
+
 
 class Answered(NamedTuple):
     """What an engine found: masks in the order of the answer, the vocabulary that named them, and what the client should know."""
@@ -183,7 +186,7 @@ def check_inside(request: PromptRequest, size: tuple[int, int]) -> None:
     height, width = size
     corners = [("points", (x, y), (x, y)) for x, y in request.points] + [("boxes", (x, y, w, h), (x + w, y + h)) for x, y, w, h in request.boxes]
     for what, seen, (right, bottom) in corners:
-        if not (0 <= seen[0] <= right <= width and 0 <= seen[1] <= bottom <= height):
+        if not (0 <= seen[0] <= right <= width + ROUNDING and 0 <= seen[1] <= bottom <= height + ROUNDING):
             raise ServiceError(
                 "invalid_request", f"{what}: outside the image", seen=str(list(seen)), allowed=f"x from 0 to {width}, y from 0 to {height}"
             )

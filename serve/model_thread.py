@@ -5,6 +5,7 @@ whose caller gave up, or whose time is over, is never begun.
 """
 
 import asyncio
+import functools
 import threading
 import time
 from collections import deque
@@ -76,7 +77,16 @@ class ModelThread:
         with self._changed:
             queue.append(job)
             self._changed.notify()
+        job.result.add_done_callback(functools.partial(self._forget, id(job)))
         return job.result
+
+    def _forget(self, number: int, done: Future[Any]) -> None:
+        """Work that nobody waits for any more leaves its queue, and with it what it holds; `number` is its ``id``, which keeps nothing alive."""
+        if done.cancelled():
+            with self._changed:
+                for queue in (self._alone, self._grouped):
+                    for job in [job for job in queue if id(job) == number]:
+                        queue.remove(job)
 
     def _work(self) -> None:
         while jobs := self._next():
@@ -99,8 +109,8 @@ class ModelThread:
             group = self._grouped[0].group
             assert group is not None
             same = [job for job in self._grouped if job.group is group][: group.most]
-            chosen = set(map(id, same))
-            self._grouped = deque(job for job in self._grouped if id(job) not in chosen)
+            for job in same:  # in place: `_put` may have been given this queue already
+                self._grouped.remove(job)
             return same
 
 

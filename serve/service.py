@@ -152,6 +152,8 @@ class Service:
             raise ServiceError.of(reply)
         if call.image is None and call.image_id is not None:
             await self.store.touch(call.image_id)
+        if self._described and self._described[0].model.version == reply.model.version:
+            self._described = self._described[0], time.monotonic()  # an answer says as well that the replicas are there
         return reply
 
     def _seconds(self, request: ImageRequest) -> float:

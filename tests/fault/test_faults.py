@@ -65,6 +65,7 @@ def test_random_kills_of_workers(deployment: Deployment, training: Training, und
 def test_the_head_killed_and_the_job_submitted_again(deployment: Deployment, training: Training, undisturbed: Outcome, tally: Tally) -> None:
     job = training.start("headless")
     begun(training, "headless", job)
+    wait_until(lambda: bool(reported(training.output("headless"))), job)  # Ray knows of a checkpoint a little after it is written
     tally.tries = 1
     deployment.kill_head()
     job.forget()

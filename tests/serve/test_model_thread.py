@@ -152,3 +152,29 @@ def test_a_failure_keeps_nothing_alive(thread: ModelThread) -> None:
         assert [item() for item in found] == [None] * 3
     finally:
         gc.enable()
+
+
+def test_what_nobody_waits_for_leaves_the_queue_at_once(thread: ModelThread) -> None:
+    done: list[int] = []
+
+    def take(items: Sequence[int]) -> Sequence[int]:
+        done.extend(items)
+        return items
+
+    async def main() -> None:
+        group = Group(take, 3)
+        gate, busy = await held(thread)
+        given_up = [asyncio.ensure_future(thread.grouped(group, number, LATER)) for number in range(50)]
+        given_up += [asyncio.ensure_future(thread.call(lambda: done.append(-1), LATER)) for _ in range(50)]
+        wanted = asyncio.ensure_future(thread.grouped(group, 99, LATER))
+        await asyncio.sleep(0)
+        for call in given_up:
+            call.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
+        assert (len(thread._alone), len(thread._grouped)) == (0, 1)
+        gate.opened.set()
+        assert await wanted == 99
+        await busy
+
+    asyncio.run(main())
+    assert done == [99]
