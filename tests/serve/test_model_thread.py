@@ -164,8 +164,9 @@ def test_what_nobody_waits_for_leaves_the_queue_at_once(thread: ModelThread) -> 
     async def main() -> None:
         group = Group(take, 3)
         gate, busy = await held(thread)
-        given_up = [asyncio.ensure_future(thread.grouped(group, number, LATER)) for number in range(50)]
-        given_up += [asyncio.ensure_future(thread.call(lambda: done.append(-1), LATER)) for _ in range(50)]
+        grouped = [asyncio.ensure_future(thread.grouped(group, number, LATER)) for number in range(50)]
+        alone = [asyncio.ensure_future(thread.call(functools.partial(take, [-1]), LATER)) for _ in range(50)]
+        given_up = [*grouped, *alone]
         wanted = asyncio.ensure_future(thread.grouped(group, 99, LATER))
         await asyncio.sleep(0)
         for call in given_up:
