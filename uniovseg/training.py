@@ -389,8 +389,7 @@ def checkpoint_info(config: TrainConfig, step: int, metrics: dict[str, float], l
     """What a run's checkpoint after `step` steps says of itself."""
     dumped = config.model_dump(mode="json")
     digest = weights_digest(config.method.clip)
-    run = {"method": dumped["method"], "config": dumped, "layout": layout, "clip_digest": digest}
-    return CheckpointInfo(step=step, metrics=metrics, workers=world_size, **run)
+    return CheckpointInfo(step=step, method=dumped["method"], config=dumped, metrics=metrics, workers=world_size, layout=layout, clip_digest=digest)
 
 
 def checkpoint_writer(

@@ -147,9 +147,20 @@ def _train(settings: dict[str, Any], uri: str | None) -> None:
         begun = _resumed_step(folder, rank, world_size) if folder else 0
         recorder = RayRecorder(run, output, begun, config.failed_checkpoints, config.keep_metric)
         requests = WorkerRequests(output, recorder, rank)
-        place: dict[str, Any] = {"resume": folder, "layout": settings["layout"], "rank": rank, "world_size": world_size}
         try:
-            train(config, method, batches, recorder, match=match, validate=validate_fn, ask=requests, **place)
+            train(
+                config,
+                method,
+                batches,
+                recorder,
+                match=match,
+                validate=validate_fn,
+                ask=requests,
+                resume=folder,
+                layout=settings["layout"],
+                rank=rank,
+                world_size=world_size,
+            )
         except DeviceMemoryError:
             raise  # of this rank alone: there is nobody to settle with
         except TrainingError:

@@ -74,8 +74,9 @@ def close_training_trials(run: Run, results: Sequence[TrialResult]) -> None:
     with _unless_away(run):
         client = connect(run.uri)
         experiment = client.get_run(run.run_id).info.experiment_id
-        scores = {Path(result.metrics["train_checkpoint"]).parent.name: result.metrics for result in results if not result.error}
-        well = {result.trial for result in results if not result.error}
+        good = [result for result in results if not result.error]
+        scores = {Path(result.metrics["train_checkpoint"]).parent.name: result.metrics for result in good}
+        well = {result.trial for result in good}
         for name, child in _children(client, run, experiment).items():
             if child.info.status == "RUNNING" or (child.info.status == "FAILED" and name.partition(AFTER)[0] in well):
                 client.set_terminated(child.info.run_id, "KILLED")
