@@ -22,7 +22,7 @@ from uniovseg.records import ImageMasks
 from uniovseg.segmenter import Segmenter
 
 SHIPPED = Path(uniovseg.__file__).parent / checkpoint.SHIPPED["shapes"] / checkpoint.MANIFEST
-BRUTE = PromptableConfig(points_per_side=3, shortlist=0, prompts_per_call=4)
+BRUTE = PromptableConfig(points_per_side=3, shortlist=0)
 
 
 def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -78,7 +78,7 @@ def test_scores_are_those_of_the_oracle(tiny_method: MaskGeneration, wide: Label
 def test_chunks_do_not_change_scores(tiny_method: MaskGeneration, wide: LabelledImage, monkeypatch: pytest.MonkeyPatch) -> None:
     once = evaluate_image(tiny_method, wide, BRUTE)
     monkeypatch.setattr(promptable, "PIXELS_AT_ONCE", 60 * 96 * 2)
-    chunked = evaluate_image(tiny_method, wide, PromptableConfig(points_per_side=3, shortlist=0, prompts_per_call=1))
+    chunked = evaluate_image(tiny_method.with_settings({"prompts_per_call": 1}), wide, BRUTE)
     for name in ("point_iou", "box_iou", "box_fill_iou"):
         torch.testing.assert_close(getattr(chunked, name), getattr(once, name), atol=1e-3, rtol=0)
 

@@ -39,7 +39,6 @@ class PromptableConfig(Config):
     """How promptable evaluation is done."""
 
     points_per_side: int = Field(20, ge=1, le=64, description="grid of the 1-point IoU, points a side")
-    prompts_per_call: int = Field(100, ge=1, description="prompts decoded together")
     shortlist: int = Field(
         8, ge=0, description="1-point IoU: how many masks, best by IoU on a coarse grid, are compared at full resolution; 0: all (exact)"
     )
@@ -121,8 +120,8 @@ def evaluate_image(method: PromptableSegmenter, sample: LabelledImage, config: P
     sides = boxes[:, 2:] - boxes[:, :2]
     fill = masks.area() / (sides[:, 0] * sides[:, 1])
     truth = masks.to(method.device)
-    by_box = [method.embed_boxes(embedded, chunk) for chunk in boxes.to(method.device).float().split(config.prompts_per_call)]
-    box_iou = _paired_iou(method, embedded, MaskEmbeddings.cat(by_box).flat(), truth)
+    by_box = method.embed_boxes(embedded, boxes.to(method.device).float()).flat()
+    box_iou = _paired_iou(method, embedded, by_box, truth)
     return PromptableScores(_best_point_iou(method, embedded, truth, config).cpu(), box_iou.cpu(), fill.double(), ((sample.key, len(masks)),))
 
 
@@ -143,7 +142,7 @@ def _best_point_iou(method: PromptableSegmenter, embedded: EmbeddedImage, truth:
     """[n] best IoU of each ground-truth mask over the masks of all grid points."""
     height, width = embedded.size
     points = grid_points(config.points_per_side, torch.tensor([0.0, 0.0, width, height])).to(method.device)
-    masks = MaskEmbeddings.cat([method.embed_points(embedded, chunk) for chunk in points.split(config.prompts_per_call)]).flat()
+    masks = method.embed_points(embedded, points).flat()
     rows = torch.arange(len(masks.embeddings), device=method.device)
     if 0 < config.shortlist < len(rows):
         coarse = torch.cat([_coarse_iou(method, embedded, masks.take(part), truth) for part in rows.split(MASKS_AT_ONCE)])

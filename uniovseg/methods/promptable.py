@@ -149,9 +149,13 @@ class PromptableSegmenter(Method):
 
     @torch.no_grad()
     def embed_points(self, embedded: EmbeddedImage, points_xy: Tensor) -> MaskEmbeddings:
-        """What single points [Q, 2] in source pixels decode to, before any mask is made: embeddings [Q, M, C], predicted IoU [Q, M] in [0, 1]."""
-        last = self.generator.embed_points(embedded.pixel, embedded.view.to_view(points_xy)[None])[-1]
-        return last.take(0)
+        """What single points [Q, 2] in source pixels decode to, before any mask is made: embeddings [Q, M, C], predicted IoU [Q, M] in [0, 1].
+
+        Raises:
+            TimeoutError: as `in_time`, before each ``prompts_per_call`` of them; so does all that decodes points.
+        """
+        chunks = in_time(embedded.view.to_view(points_xy).split(self.config.prompts_per_call))
+        return MaskEmbeddings.cat([self.generator.embed_points(embedded.pixel, chunk[None])[-1].take(0) for chunk in chunks])
 
     @torch.no_grad()
     def best_at_points(self, embedded: EmbeddedImage, points_xy: Tensor) -> MaskEmbeddings:
@@ -180,10 +184,12 @@ class PromptableSegmenter(Method):
         """
         decoded = self.embed_points(embedded, points_xy[labels == 1])
         candidates = decoded.flat()
-        logits = self.mask_logits(embedded, candidates)
-        rows, columns = _cells(embedded.view, points_xy, logits)
-        right = ((logits[:, rows, columns] > 0) == (labels == 1)).sum(1)
-        return candidates.take((self._rank(decoded).flatten() + 2 * right).argmax()[None])
+        right = []
+        for chunk in in_time(torch.arange(len(candidates.iou_probs), device=self.device).split(self.config.prompts_per_call)):
+            logits = self.mask_logits(embedded, candidates.take(chunk))
+            rows, columns = _cells(embedded.view, points_xy, logits)
+            right.append(((logits[:, rows, columns] > 0) == (labels == 1)).sum(1))
+        return candidates.take((self._rank(decoded).flatten() + 2 * torch.cat(right)).argmax()[None])
 
     def _rank(self, decoded: MaskEmbeddings) -> Tensor:
         """In which order a point's masks are taken, [Q, M] in [0, 1], largest first: see `best_at_points`."""
@@ -196,10 +202,10 @@ class PromptableSegmenter(Method):
 
     @torch.no_grad()
     def embed_boxes(self, embedded: EmbeddedImage, boxes_xyxy: Tensor) -> MaskEmbeddings:
-        """The one mask of each box [Q, 4] in source pixels: embeddings [Q, 1, C], IoU [Q, 1]."""
-        boxes = embedded.view.to_view(boxes_xyxy.reshape(-1, 2, 2)).reshape(1, -1, 4)
-        last = self.generator.embed_boxes(embedded.pixel, boxes)[-1]
-        return last.take(0)
+        """The one mask of each box [Q, 4] in source pixels: embeddings [Q, 1, C], IoU [Q, 1]. Raises TimeoutError as `embed_points`."""
+        boxes = embedded.view.to_view(boxes_xyxy.reshape(-1, 2, 2)).reshape(-1, 4)
+        chunks = in_time(boxes.split(self.config.prompts_per_call))
+        return MaskEmbeddings.cat([self.generator.embed_boxes(embedded.pixel, chunk[None])[-1].take(0) for chunk in chunks])
 
     @torch.no_grad()
     def mask_logits(self, embedded: EmbeddedImage, masks: MaskEmbeddings) -> Tensor:
@@ -235,7 +241,7 @@ class PromptableSegmenter(Method):
         height, width = embedded.size
         wanted = proposals or self.config.proposals
         points = grid_points(points_per_side or self.config.test_points_per_side, torch.tensor([0, 0, width, height])).to(self.device)
-        decoded = MaskEmbeddings.cat([self.embed_points(embedded, chunk) for chunk in in_time(points.split(self.config.prompts_per_call))])
+        decoded = self.embed_points(embedded, points)
         kept = decoded.take(decoded.iou_probs >= wanted.min_predicted_iou)
         logits, limits = self.uncut_logits(embedded, kept)
         masks, quality = filter_proposals(wanted, logits, kept.iou_probs, embedded.view, embedded.size, limits)
