@@ -34,6 +34,14 @@ WRITERS = 4
 _Features = tuple[EmbeddedImage, float, float]
 
 
+@dataclass(slots=True)
+class _Shared:
+    """Features that are computed once for all who wait for them."""
+
+    task: asyncio.Task[_Features]
+    waiting: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Model:
     """An engine and what belongs to its version; replaced as one."""
@@ -59,7 +67,7 @@ class Host:
         self._free = asyncio.Queue[Decoder]()
         self._decoding = ThreadPoolExecutor(config.decoders, "decode")
         self._writing = ThreadPoolExecutor(WRITERS, "write")
-        self._pending: dict[tuple[str, str], asyncio.Task[_Features]] = {}
+        self._pending: dict[tuple[str, str], _Shared] = {}
         self._model: _Model | None = None
         for decoder in self._decoders:
             decoder.start()
@@ -132,20 +140,28 @@ class Host:
         return replace(outcome, timing_ms=Timings(queue=max(0.0, round(total - sum(spent.values()), 3)), total=total, **spent))
 
     async def _features(self, model: _Model, image: bytes, image_id: str | None, until: float) -> _Features:
-        """The image's features, and the milliseconds of decoding and of computing them. Those who ask for one id at once share the work."""
+        """The image's features, and the milliseconds of decoding and of computing them.
+
+        Those who ask for one id at once share the work, which ends with the last of them that waits, not with the one that began it.
+        """
         if image_id is None:
             return await self._compute(model, image, until)
         key = (model.engine.reference.version, image_id)
         if key not in self._pending:
-            task = asyncio.create_task(self._kept(model, image, image_id))
-            self._pending[key] = task
-            task.add_done_callback(_seen)
-            task.add_done_callback(lambda _: self._pending.pop(key))
-            del task  # a failure remembers this frame: no ring from it to the task and back, which would keep the image
-        return await asyncio.shield(self._pending[key])
+            self._pending[key] = _Shared(asyncio.create_task(self._kept(model, image, image_id)))
+            self._pending[key].task.add_done_callback(_seen)
+        shared = self._pending[key]
+        shared.waiting += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiting -= 1
+            if not shared.waiting:
+                self._pending.pop(key).task.cancel()
+            del shared  # a failure remembers this frame: no ring from it to the task and back, which would keep the image
 
     async def _kept(self, model: _Model, image: bytes, image_id: str) -> _Features:
-        """As `_compute`, and keep the features. It does not end with the call that began it: others may wait for it."""
+        """As `_compute`, and keep the features."""
         features = await self._compute(model, image, time.monotonic() + self.limits.seconds)
         model.kept.put(image_id, features[0], memory(features[0]))
         return features

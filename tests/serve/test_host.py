@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import threading
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from serve.calls import Call, Outcome
+from serve.calls import Call, Outcome, Reply
 from serve.engine import Engine
 from serve.host import Host
 from serve.masks import Found, write_segments
@@ -45,6 +47,33 @@ def test_an_image_that_cannot_be_decoded_is_not_kept(host: Host, png: bytes) -> 
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+def test_shared_work_ends_with_the_last_who_waits(host: Host, png: bytes) -> None:
+    async def main() -> None:
+        let_go = threading.Event()
+        busy = asyncio.create_task(host._thread.call(let_go.wait, time.monotonic() + 60))
+
+        def ask(image_id: str, seconds: float) -> asyncio.Task[Reply]:
+            return asyncio.create_task(host.call(replace(call_of(png, image_id), seconds=seconds)))
+
+        impatient = [ask("wanted", 0.3), ask("left", 0.3), ask("left", 0.4)]
+        patient = ask("wanted", 60)
+        for call in impatient:
+            reply = await call
+            assert isinstance(reply, Refusal) and reply.code == "timeout"
+        assert [image_id for _, image_id in host._pending] == ["wanted"]
+        async with asyncio.timeout(10):
+            while len(host._thread._grouped) > 1:
+                await asyncio.sleep(0)
+        let_go.set()
+        assert isinstance(await patient, Outcome)
+        await busy
+
+    asyncio.run(main())
+    kept = host._loaded().kept
+    assert kept.get("wanted") is not None and kept.get("left") is None
+    kept.clear()
 
 
 def test_features_that_grew_in_vain_are_counted(host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
