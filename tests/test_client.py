@@ -157,7 +157,8 @@ def test_a_forgotten_image_is_uploaded_again_once(call: Any) -> None:
     def handler(request: httpx2.Request) -> httpx2.Response:
         seen.append(request.url.path)
         if request.url.path == "/v1/images":
-            assert parts(request) == {"image": b"file"}
+            sent = parts(request)
+            assert sent["image"] == b"file" and 55 < json.loads(sent["request"])["timeout_s"] <= 60
             known.add("new")
             return created("new")
         body = json.loads(request.content)
@@ -360,8 +361,23 @@ def test_a_call_is_ended_although_bytes_keep_coming(call: Any) -> None:
                 yield b" "
                 await asyncio.sleep(0)
 
-    with pytest.raises(ServiceUnreachableError, match="ReadTimeout"):
+    with pytest.raises(ServiceUnreachableError, match="TimeoutException the deadline is over"):
         call(lambda _: httpx2.Response(200, stream=Dripping()), "models", config=ClientConfig(deadline_s=0.05))
+
+
+def test_a_call_is_ended_although_its_request_is_still_sent() -> None:
+    class Slow(httpx2.BaseTransport):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            assert isinstance(request.stream, httpx2.SyncByteStream)
+            for _ in request.stream:
+                time.sleep(0.02)
+            return DONE
+
+    with (
+        Client("http://service", config=ClientConfig(deadline_s=0.1), transport=Slow()) as client,
+        pytest.raises(ServiceUnreachableError, match="TimeoutException the deadline is over"),
+    ):
+        client.prompt(bytes(10**6), POINT)
 
 
 def test_masks_are_decoded() -> None:

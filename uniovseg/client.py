@@ -20,6 +20,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -156,7 +157,7 @@ class _Conversation:
 
     def upload(self, file: bytes) -> _Steps[UploadedImage]:
         """An image and its id."""
-        reply = yield from self._patiently("POST", "/v1/images", lambda _: {"files": {"image": ("image", file)}})
+        reply = yield from self._patiently("POST", "/v1/images", lambda seconds: _body(file, ImageRequest(), seconds))
         return UploadedImage(self._read(reply, ImageCreated), file)
 
     def ask(self, path: str, image: bytes | UploadedImage, request: ImageRequest, kind: type[ModelT]) -> _Steps[ModelT]:
@@ -276,7 +277,7 @@ class _Service:
 
 
 class _Until(httpx2.SyncByteStream):
-    """The bytes of an answer as long as they come before `until` (`time.monotonic`): httpx bounds each read, not all of them."""
+    """The bytes of a request or an answer as long as they pass before `until` (`time.monotonic`): httpx bounds each write and read, not all of them."""
 
     def __init__(self, stream: httpx2.SyncByteStream, until: float) -> None:
         self._stream, self._until = stream, until
@@ -284,7 +285,7 @@ class _Until(httpx2.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         for piece in self._stream:
             if time.monotonic() >= self._until:
-                raise httpx2.ReadTimeout("the deadline is over")
+                raise httpx2.TimeoutException("the deadline is over")
             yield piece
 
     def close(self) -> None:
@@ -373,7 +374,10 @@ class Client(_Service):
             return None
         headers, until = {REQUEST_ID_HEADER: talk.request_id}, time.monotonic() + step.seconds
         try:
-            with self._http.stream(step.method, step.path, headers=headers, timeout=self._timeout(step), **step.content) as reply:
+            request = self._http.build_request(step.method, step.path, headers=headers, timeout=self._timeout(step), **step.content)
+            assert isinstance(request.stream, httpx2.SyncByteStream)
+            request.stream = _Until(request.stream, until)
+            with closing(self._http.send(request, stream=True)) as reply:
                 assert isinstance(reply.stream, httpx2.SyncByteStream)
                 reply.stream = _Until(reply.stream, until)
                 reply.read()
@@ -457,7 +461,7 @@ class AsyncClient(_Service):
             async with asyncio.timeout(step.seconds):
                 return await self._http.request(step.method, step.path, headers=headers, timeout=self._timeout(step), **step.content)
         except TimeoutError:
-            return httpx2.ReadTimeout("the deadline is over")
+            return httpx2.TimeoutException("the deadline is over")
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             return error
 
