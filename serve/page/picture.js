@@ -2,7 +2,12 @@
 
 import { ServiceError } from "./api.js";
 
-const TAKEN = ["image/jpeg", "image/png", "image/webp"];
+const KINDS = [
+  ["image/jpeg", /^\xff\xd8\xff/],
+  ["image/png", /^.PNG\r\n/],
+  ["image/webp", /^RIFF[^]{4}WEBP/],
+];
+const EXIF_MARKS = ["Exif\0\0", "eXIf", "EXIF"]; // of JPEG, PNG and WebP
 
 /**
  * {file, bitmap, width, height, name, note}: `file` is what is sent, `bitmap` what is shown, pixel for pixel the same.
@@ -17,37 +22,42 @@ export async function readPicture(file, limits) {
     throw new ServiceError({ title: "The image cannot be read", detail: `“${file.name ?? "The file"}” is not a picture.`, seen: file.type || "unknown", allowed });
   }
   const scale = Math.min(1, limits.side / Math.max(bitmap.width, bitmap.height), Math.sqrt(limits.pixels / (bitmap.width * bitmap.height)));
-  const photo = file.type === "image/jpeg";
-  const turned = photo && (await orientation(file)) > 1;
+  const start = asText(await file.slice(0, 12).arrayBuffer());
+  const [kind] = KINDS.find(([, pattern]) => pattern.test(start)) ?? [""]; // the file's name, and with it its type, may say something else
   const large = file.size > limits.bytes;
   const whole = { name: file.name ?? "image", note: "" };
-  if (scale === 1 && !turned && !large && TAKEN.includes(file.type)) return { ...whole, file, bitmap, width: bitmap.width, height: bitmap.height };
+  if (kind && scale === 1 && !large && orientation(await file.arrayBuffer()) === 1) {
+    return { ...whole, file: file.slice(0, file.size, kind), bitmap, width: bitmap.width, height: bitmap.height };
+  }
   const canvas = new OffscreenCanvas(Math.max(1, Math.floor(bitmap.width * scale)), Math.max(1, Math.floor(bitmap.height * scale)));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
   const jpeg = () => canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
-  let sent = await (photo || large ? jpeg() : canvas.convertToBlob({ type: "image/png" }));
+  let sent = await (kind === "image/jpeg" || large ? jpeg() : canvas.convertToBlob({ type: "image/png" }));
   if (sent.size > limits.bytes) sent = await jpeg();
   const note = scale < 1 ? `Made smaller to ${canvas.width} × ${canvas.height}, which the service takes at most.` : "";
   return { ...whole, note, file: sent, bitmap: await createImageBitmap(sent), width: canvas.width, height: canvas.height };
 }
 
-/** EXIF orientation of a JPEG file: 1 is upright, 2 to 8 turned or mirrored. */
-async function orientation(file) {
-  const view = new DataView(await file.slice(0, 256 * 1024).arrayBuffer());
-  const has = (at, count) => at + count <= view.byteLength;
-  for (let at = 2; has(at, 4) && view.getUint8(at) === 0xff; at += 2 + view.getUint16(at + 2)) {
-    if (view.getUint16(at) !== 0xffe1 || !has(at, 18) || view.getUint32(at + 4) !== 0x45786966) continue; // "Exif"
-    const tiff = at + 10;
-    const little = view.getUint16(tiff) === 0x4949;
-    const entries = tiff + view.getUint32(tiff + 4, little);
-    const count = has(entries, 2) ? view.getUint16(entries, little) : 0;
-    for (let entry = entries + 2; entry < entries + 2 + 12 * count && has(entry, 12); entry += 12) {
-      if (view.getUint16(entry, little) === 0x0112) return view.getUint16(entry + 8, little);
-    }
-    return 1;
+/** EXIF orientation of a JPEG, PNG or WebP file: 1 is upright, 2 to 8 turned or mirrored. */
+function orientation(buffer) {
+  const text = asText(buffer);
+  const mark = EXIF_MARKS.find((item) => text.includes(item));
+  if (!mark) return 1;
+  const after = text.indexOf(mark) + mark.length;
+  const head = text.slice(after, after + 14).search(/II\*\0|MM\0\*/); // WebP has the chunk's length before it
+  if (head < 0) return 1;
+  const view = new DataView(buffer, after + head);
+  const little = view.getUint8(0) === 0x49;
+  const number = (at) => (at + 2 <= view.byteLength ? view.getUint16(at, little) : 0);
+  const entries = view.byteLength < 8 ? 0 : view.getUint32(4, little);
+  for (let entry = entries + 2; entry < entries + 2 + 12 * number(entries); entry += 12) {
+    if (number(entry) === 0x0112) return number(entry + 8);
   }
   return 1;
 }
+
+/** Bytes as a text of as many characters. */
+const asText = (buffer) => new TextDecoder("latin1").decode(buffer);
