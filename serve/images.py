@@ -2,11 +2,19 @@
 
 import base64
 import struct
+from typing import Literal
 
 from serve.problems import ServiceError
 from uniovseg.api import Limits
 
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
+
+UPRIGHT = 1
+"""EXIF orientation of an image whose first row is at the top and whose first column is at the left."""
+
+_EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # of JPEG, PNG and WebP
+_EXIF_HEAD, _EXIF_BYTES = 10, 64 * 1024
+_ORIENTATION_TAG = 0x0112
 
 _JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame; the others of the range are tables
 _JPEG_BARE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
@@ -29,6 +37,37 @@ def image_size(data: bytes) -> tuple[int, int]:
     if size is None or 0 in size:
         raise ServiceError("invalid_image", "the image's header cannot be read", seen=_start(data), allowed="a whole JPEG, PNG or WebP file")
     return size
+
+
+def orientation(data: bytes) -> int:
+    """EXIF orientation of a JPEG, PNG or WebP file, which its pixels do not follow: `UPRIGHT`, or 2 to 8 for turned or mirrored.
+
+    `UPRIGHT` too where the file says nothing of it that can be read.
+    """
+    for mark in _EXIF_MARKS:
+        at = data.find(mark)
+        if at >= 0:
+            return _orientation(data[at + len(mark) :][:_EXIF_BYTES])
+    return UPRIGHT
+
+
+def _orientation(exif: bytes) -> int:
+    """What the first directory of an EXIF block says; before its TIFF header there may be a chunk's length and ``Exif``."""
+    start = next((at for at in (exif.find(b"II*\0"), exif.find(b"MM\0*")) if 0 <= at <= _EXIF_HEAD), None)
+    if start is None:
+        return UPRIGHT
+    tiff = exif[start:]
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(tiff[at : at + size], order)
+
+    directory = number(4, 4)
+    for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+        if number(entry, 2) == _ORIENTATION_TAG:
+            value = number(entry + 8, 2)
+            return value if 1 <= value <= 8 else UPRIGHT
+    return UPRIGHT
 
 
 def check_image(data: bytes, limits: Limits) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 The words are the labels that the function's description names. A nuclio function that passes its body on to this address needs no model of its own.
 """
 
-import asyncio
 import json
 from collections.abc import Sequence
 
@@ -14,11 +13,12 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.adapters.reading import INSTANCE_SCORE, SEGMENTS, Foreign, make_request, read_json
+from serve.adapters.reading import INSTANCE_SCORE, SEGMENTS, Foreign, make_request, read_json, time_is_over, written
 from serve.api import RequestId, ServiceOf
 from serve.reading import words_of
 from uniovseg.api import Segment, SegmentRequest
 from uniovseg.client import decode_mask
+from uniovseg.deadline import in_time
 
 MASK_PIXELS = 50_000_000
 """Pixels of all masks of an answer, at most: CVAT has two characters written for each pixel of a mask's box."""
@@ -39,6 +39,7 @@ async def detect(
 ) -> Response:
     """CVAT's detector: ``{"image": base64, "threshold": 0.5}`` to instances, each a mask within its box and its outline."""
     body = await read_json(http, Body, service.limits)
+    until = time_is_over(service.limits)
     request = make_request(
         SegmentRequest,
         image={"data": body.image},
@@ -49,15 +50,16 @@ async def detect(
         max_segments=min(SEGMENTS, service.limits.segments),
     )
     answer = await service.segment(request, None, request_id)
-    return Response(await asyncio.to_thread(write, answer.segments), media_type="application/json")
+    return await written(lambda: write(answer.segments), until)
 
 
 def write(segments: Sequence[Segment]) -> str:
     """Segments as CVAT's JSON: ``mask`` holds the pixels of the box row by row as 0 and 1, then its left, top, right and bottom pixel, inclusive;
-    ``points`` the pixels along the largest part's outline, x and y in turn. An empty mask is left out, and so is what follows `MASK_PIXELS`.
+    ``points`` the pixels along the largest part's outline, x and y in turn; where that is no polygon, being a line or a single pixel, the corners of the
+    mask's box. An empty mask is left out, and so is what follows `MASK_PIXELS`.
     """
     found, room = [], MASK_PIXELS
-    for segment in segments:
+    for segment in in_time(segments):
         x, y, width, height = (int(value) for value in segment.bbox)
         if not segment.area:
             continue
@@ -67,6 +69,8 @@ def write(segments: Sequence[Segment]) -> str:
         inside = decode_mask(segment)[y : y + height, x : x + width]
         outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
         outline = max(outlines, key=cv2.contourArea).ravel().tolist()
+        if len(outline) < 6:
+            outline = [x, y, x + width, y, x + width, y + height, x, y + height]
         fields = json.dumps({"type": "mask", "label": segment.label, "confidence": str(segment.score), "points": outline})
         found.append(f'{fields[:-1]}, "mask": [{_digits(inside)}{x},{y},{x + width - 1},{y + height - 1}]}}')
     return f"[{', '.join(found)}]"

@@ -4,6 +4,7 @@ The task has no field for words, so they stand in the address (or among ``parame
 """
 
 import base64
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,12 +14,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.adapters.reading import INSTANCE_SCORE, SEGMENTS, ErrorRoute, Foreign, json_of, make_request, read_json
+from serve.adapters.reading import INSTANCE_SCORE, SEGMENTS, ErrorRoute, Foreign, make_request, read_json, time_is_over, written
 from serve.api import RequestId, ServiceOf
 from serve.problems import ServiceError
 from serve.reading import read_body, words_of
 from uniovseg.api import Segment, SegmentRequest
 from uniovseg.client import decode_mask
+from uniovseg.deadline import in_time
 
 router = APIRouter(route_class=ErrorRoute, tags=["adapters"])
 
@@ -53,6 +55,7 @@ async def segment(
         encoded, asked = {"data": body.inputs}, body.parameters
     else:
         image = await read_body(http, service.limits, service.limits.bytes) or None
+    until = time_is_over(service.limits)
     if asked.mask_threshold not in (None, 0.5):
         raise ServiceError(
             "invalid_request", "mask_threshold: masks are cut where inside and outside are as likely", seen=asked.mask_threshold, allowed=0.5
@@ -71,12 +74,12 @@ async def segment(
         min_visible=asked.overlap_mask_area_threshold,
     )
     answer = await service.segment(request, image, request_id)
-    return await json_of(lambda: write(answer.segments))
+    return await written(lambda: json.dumps(write(answer.segments)), until)
 
 
 def write(segments: Sequence[Segment]) -> list[dict[str, Any]]:
     """Segments as the task answers them: each mask is a PNG of the image's size, white inside."""
-    return [{"label": segment.label or "", "score": segment.score, "mask": _png(segment)} for segment in segments]
+    return [{"label": segment.label or "", "score": segment.score, "mask": _png(segment)} for segment in in_time(segments)]
 
 
 def _png(segment: Segment) -> str:

@@ -107,7 +107,7 @@ async def model_ready(service: ServiceOf, model: str, version: str | None = None
 @router.post("/models/{model}/versions/{version}/infer")
 async def infer(http: Request, service: ServiceOf, request_id: RequestId, model: str, version: str | None = None) -> Response:
     """Masks of an image."""
-    info = await _model(service, model, version)
+    await _model(service, model, version)
     inference, binary = await _read(http, service.limits)
     tensors = {tensor.name: _element(tensor, binary) for tensor in inference.inputs}
     if unknown := tensors.keys() - {"image", "request"} or len(tensors) < len(inference.inputs):
@@ -130,7 +130,8 @@ async def infer(http: Request, service: ServiceOf, request_id: RequestId, model:
     else:
         answer = await service.masks(request, image, request_id)
     outputs = [_output(name, answer) for name in names]
-    return JSONResponse({"model_name": info.name, "model_version": info.version, "id": inference.id or request_id, "outputs": outputs})
+    used = answer.model  # not always that of the beginning: the model may have been replaced meanwhile
+    return JSONResponse({"model_name": used.name, "model_version": used.version, "id": inference.id or request_id, "outputs": outputs})
 
 
 async def _model(service: Service, name: str, version: str | None) -> ModelInfo:

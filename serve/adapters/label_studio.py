@@ -1,13 +1,16 @@
 """Label Studio's machine-learning backend: give it the address ``http://HOST/label-studio``.
 
 Words are the labels of the labelling configuration. Pre-annotation segments a task's image; an interactive click or box (a smart keypoint or rectangle)
-gives the mask that it shows, with the label that was chosen. Images are those inside the task (``data:`` URIs); a task whose image is an address is
-refused, because the service fetches nothing. Where the service asks for a key, it is the password of Label Studio's basic authentication.
+gives the mask that it shows, with the label that was chosen. Images are those inside the task (``data:`` URIs). A task whose image is an address is refused,
+because the service fetches nothing, and so is a photograph that is stored turned, because Label Studio shows it upright. Where the service asks for a key,
+it is the password of Label Studio's basic authentication.
 
 A mask is a brush: Label Studio's own run lengths (those of the JavaScript package @thi.ng/rle-pack) of the image's RGBA bytes, row by row.
 """
 
+import json
 import re
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -20,12 +23,14 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.adapters.reading import SEGMENTS, Foreign, json_of, make_request, read_json
+from serve.adapters.reading import SEGMENTS, Foreign, make_request, read_json, time_is_over, written
 from serve.api import RequestId, ServiceOf
+from serve.images import UPRIGHT, from_base64, orientation
 from serve.problems import ServiceError
 from serve.service import Service
-from uniovseg.api import ImageRef, PromptRequest, Segment, SegmentRequest
+from uniovseg.api import Answer, PromptRequest, SegmentRequest
 from uniovseg.client import decode_mask
+from uniovseg.deadline import in_time
 
 TASKS = 8
 """Images of one request, at most."""
@@ -100,31 +105,30 @@ async def webhook() -> Response:
 async def predict(http: Request, service: ServiceOf, request_id: RequestId) -> Response:
     """The brushes of each task."""
     body = await read_json(http, Predict, service.limits, TASKS)
+    until = time_is_over(service.limits)
     if len(body.tasks) > TASKS:
         raise ServiceError("limit_exceeded", "tasks: more than allowed", seen=len(body.tasks), allowed=TASKS)
     if len(body.label_config) > service.limits.request_bytes:
         raise ServiceError("too_large", "label_config is too large", seen=len(body.label_config), allowed=service.limits.request_bytes)
     controls = read_config(body.label_config)
     drawn = body.params.context.result if body.params and body.params.context else ()
-    results = [await _predict_task(service, controls, task, drawn, request_id) for task in body.tasks]
-    version = (await service.description()).model.version
-    return await json_of(lambda: {"results": [write(*result, controls) for result in results], "model_version": version})
+    answers = [await _predict_task(service, controls, task, drawn, until, request_id) for task in body.tasks]
+    version = (answers[-1] if answers else await service.description()).model.version
+    return await written(lambda: json.dumps({"results": [write(answer, controls) for answer in answers], "model_version": version}), until)
 
 
-async def _predict_task(
-    service: Service, controls: Controls, task: Task, drawn: Sequence[dict[str, Any]], request_id: str
-) -> tuple[Sequence[Segment], ImageRef]:
-    """What is found in a task's image."""
-    image = {"data": _image_of(task, controls.variable)}
+async def _predict_task(service: Service, controls: Controls, task: Task, drawn: Sequence[dict[str, Any]], until: float, request_id: str) -> Answer:
+    """What is found in a task's image, its segments labelled and scored as they are to be drawn."""
+    image, left = _image_of(task, controls.variable), max(0.001, until - time.monotonic())
     if drawn:
-        answer = await service.masks(make_request(PromptRequest, image=image, **_prompts(drawn)), None, request_id)
+        found = await service.masks(make_request(PromptRequest, timeout_s=left, **_prompts(drawn)), image, request_id)
         label = _chosen(drawn, controls)
-        return [segment.model_copy(update={"label": label, "score": segment.predicted_iou}) for segment in answer.segments], answer.image
+        labelled = tuple(segment.model_copy(update={"label": label, "score": segment.predicted_iou}) for segment in found.segments)
+        return found.model_copy(update={"segments": labelled})
     request = make_request(
-        SegmentRequest, image=image, vocabulary=controls.labels, task="panoptic", max_segments=min(SEGMENTS, service.limits.segments)
+        SegmentRequest, timeout_s=left, vocabulary=controls.labels, task="panoptic", max_segments=min(SEGMENTS, service.limits.segments)
     )
-    found = await service.segment(request, None, request_id)
-    return found.segments, found.image
+    return await service.segment(request, image, request_id)
 
 
 def read_config(text: str) -> Controls:
@@ -147,13 +151,23 @@ def read_config(text: str) -> Controls:
     )
 
 
-def _image_of(task: Task, variable: str) -> str:
+def _image_of(task: Task, variable: str) -> bytes:
+    """The task's image file. Raises ServiceError."""
     value = task.data.get(variable)
     if not isinstance(value, str) or not (start := DATA_URI.match(value)):
         raise ServiceError(
             "image_missing", "the task's image is not inside the task: addresses are not fetched", seen=variable, allowed="data:image/...;base64,..."
         )
-    return value[start.end() :]
+    file = from_base64(value[start.end() :])
+    turned = orientation(file)
+    if turned != UPRIGHT:
+        raise ServiceError(
+            "invalid_image",
+            "the photograph is stored turned, and Label Studio shows it upright: masks would lie elsewhere",
+            seen=f"EXIF orientation {turned}",
+            allowed="a photograph that is stored upright, such as PIL.ImageOps.exif_transpose gives",
+        )
+    return file
 
 
 def _prompts(drawn: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -182,9 +196,9 @@ def _chosen(drawn: Sequence[dict[str, Any]], controls: Controls) -> str | None:
     return next(iter(controls.labels), None)
 
 
-def write(segments: Sequence[Segment], image: ImageRef, controls: Controls) -> dict[str, Any]:
-    """Segments as one prediction; its score is the mean of theirs. Segments without a label or a pixel are left out."""
-    shown = [segment for segment in segments if segment.label is not None and segment.area]
+def write(answer: Answer, controls: Controls) -> dict[str, Any]:
+    """An answer as one prediction; its score is the mean of its segments'. Segments without a label or a pixel are left out."""
+    shown = [segment for segment in answer.segments if segment.label is not None and segment.area]
     scores = [segment.score for segment in shown if segment.score is not None]
     result = [
         {
@@ -192,15 +206,15 @@ def write(segments: Sequence[Segment], image: ImageRef, controls: Controls) -> d
             "from_name": controls.from_name,
             "to_name": controls.to_name,
             "type": "brushlabels",
-            "original_width": image.width,
-            "original_height": image.height,
+            "original_width": answer.image.width,
+            "original_height": answer.image.height,
             "image_rotation": 0,
             "value": {"format": "rle", "rle": encode_rle(decode_mask(segment)), "brushlabels": [segment.label]},
             "score": segment.score,
         }
-        for segment in shown
+        for segment in in_time(shown)
     ]
-    return {"result": result, "score": sum(scores) / len(scores) if scores else 0.0}
+    return {"result": result, "score": sum(scores) / len(scores) if scores else 0.0, "model_version": answer.model.version}
 
 
 LENGTH_SIZES = (3, 4, 8, 16)

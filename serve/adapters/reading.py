@@ -1,7 +1,7 @@
 """What all adapters do: a bounded body to a typed one, what it asks for to a request of the contract, and an answer to JSON."""
 
 import asyncio
-import json
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from serve.api import request_id_of
 from serve.problems import ServiceError, headers_of, problem_of
 from serve.reading import check_json, json_bytes, read_body, refused
 from uniovseg.api import ImageRequest, Limits
+from uniovseg.deadline import deadline
 
 SEGMENTS = 100
 """Segments of an answer, at most: these clients draw or edit each."""
@@ -53,9 +54,26 @@ def make_request(kind: type[RequestT], **values: Any) -> RequestT:
         raise refused(error, kind) from None
 
 
-async def json_of(write: Callable[[], Any]) -> Response:
-    """What `write` gives, as JSON. Both are made in a thread: masks may be large, and the event loop is everybody's."""
-    return Response(await asyncio.to_thread(lambda: json.dumps(write())), media_type="application/json")
+def time_is_over(limits: Limits) -> float:
+    """When a request whose last byte has just come has to be answered, its masks written too: `time.monotonic`."""
+    return time.monotonic() + limits.seconds
+
+
+async def written(write: Callable[[], str], until: float) -> Response:
+    """The JSON text that `write` gives. It is made in a thread: masks may be large, and the event loop is everybody's.
+
+    Raises:
+        ServiceError: the time is over before one of the items that `write` takes `in_time`.
+    """
+
+    def work() -> str:
+        with deadline(until):
+            return write()
+
+    try:
+        return Response(await asyncio.to_thread(work), media_type="application/json")
+    except TimeoutError:
+        raise ServiceError("timeout", "the masks were not written in time") from None
 
 
 class ErrorRoute(APIRoute):

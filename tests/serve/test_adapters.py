@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import io
+import itertools
 import json
 import struct
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -17,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from serve.adapters import ROUTERS
+from serve.adapters.cvat import write as write_cvat
 from serve.adapters.label_studio import encode_rle
 from serve.api import create_api
 from serve.calls import Call, Description, Outcome
@@ -70,6 +73,7 @@ class Scripted:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.model = MODEL
 
     async def call(self, call: Call) -> Outcome:
         self.calls.append(call)
@@ -84,7 +88,9 @@ class Scripted:
             found = found[:1]
         vocabulary = VocabularyRef(fingerprint="f", classes=2) if request.named else None
         id_map = write_id_map(found, (HEIGHT, WIDTH)) if request.mask_format == "png_idmap" else None
-        return Outcome(model=MODEL, size=(HEIGHT, WIDTH), segments=write_segments(found, request.mask_format), vocabulary=vocabulary, id_map=id_map)
+        return Outcome(
+            model=self.model, size=(HEIGHT, WIDTH), segments=write_segments(found, request.mask_format), vocabulary=vocabulary, id_map=id_map
+        )
 
     async def describe(self) -> Description:
         return Description(MODEL, ())
@@ -114,7 +120,10 @@ def http(backend: Scripted) -> Iterator[TestClient]:
 
 
 def asked(backend: Scripted) -> Any:
-    return backend.calls[-1].request
+    """The last request, but for its time."""
+    request = backend.calls[-1].request
+    assert request is not None
+    return request.model_copy(update={"timeout_s": None})
 
 
 MUCH: list[dict[str, Any]] = [{}] * (Limits().request_bytes // 4)
@@ -142,6 +151,25 @@ def test_images_beside_json_are_not_counted(http: TestClient, backend: Scripted)
 
 def read_png(text: str) -> NDArray[Any]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+@pytest.mark.parametrize("path", ["/hf?vocabulary=cat", "/cvat?vocabulary=cat", "/label-studio/predict"])
+def test_masks_are_written_in_time(http: TestClient, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """The time of the request bounds the writing of its masks too."""
+    monkeypatch.setattr("uniovseg.deadline.time", SimpleNamespace(monotonic=lambda: 1e18))
+    body = {"inputs": ENCODED, "image": ENCODED, "tasks": [TASK], "label_config": CONFIG}
+    reply = http.post(path, json=body)
+    assert reply.status_code == 408 and reply.json()["code"] == "timeout", reply.text
+
+
+def test_answers_name_the_model_that_gave_them(http: TestClient, backend: Scripted) -> None:
+    """It may have been replaced since the request came."""
+    backend.model = MODEL.model_copy(update={"version": "new"})
+    reply = http.post("/label-studio/predict", json={"tasks": [TASK], "label_config": CONFIG}).json()
+    assert reply["model_version"] == reply["results"][0]["model_version"] == "new"
+    assert http.post("/label-studio/predict", json={"tasks": [], "label_config": CONFIG}).json() == {"results": [], "model_version": "abc"}
+    body = {"inputs": [bytes_input("image", ENCODED), bytes_input("request", EverythingRequest().model_dump_json())]}
+    assert http.post("/v2/models/shapes/infer", json=body).json()["model_version"] == "new"
 
 
 def test_hugging_face_takes_a_raw_image_and_answers_png_masks(http: TestClient, backend: Scripted) -> None:
@@ -330,6 +358,27 @@ def test_label_studio_answers_a_click_and_a_box(http: TestClient, backend: Scrip
     assert asked(backend) == PromptRequest(boxes=((4, 12, 8, 6),))
 
 
+def test_label_studio_tasks_share_one_time(http: TestClient, backend: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(10**9, 25)  # each look at the clock takes 25 s
+    monkeypatch.setattr("serve.adapters.label_studio.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("serve.adapters.label_studio.time_is_over", lambda limits: 10**9 + limits.seconds)
+    reply = http.post("/label-studio/predict", json={"tasks": [TASK] * 3, "label_config": CONFIG})
+    assert reply.status_code == 200, reply.text
+    left = Limits().seconds
+    assert [call.request and call.request.timeout_s for call in backend.calls] == [left, left - 25, max(left - 50, 0.001)]
+
+
+def test_label_studio_takes_no_turned_photographs(http: TestClient) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(PICTURE)).save(buffer, "JPEG", exif=exif)
+    task = {"data": {"picture": f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"}}
+    reply = http.post("/label-studio/predict", json={"tasks": [task], "label_config": CONFIG})
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["code"] == "invalid_image" and reply.json()["seen"] == "EXIF orientation 6"
+
+
 def test_label_studio_setup_and_health(http: TestClient) -> None:
     assert http.get("/label-studio/health").json() == {"status": "UP", "model_class": "shapes"}
     assert http.post("/label-studio/setup", json={"project": "1.2", "schema": CONFIG}).json() == {"model_version": "abc"}
@@ -385,6 +434,16 @@ def test_cvat_gets_masks_within_their_boxes(http: TestClient, backend: Scripted)
     corners = np.reshape(items[0]["points"], (-1, 2))
     assert (corners.min(0).tolist(), corners.max(0).tolist()) == ([3, 2], [14, 11]), "the outer outline of the ring, not its hole or the loose pixel"
     assert http.post("/cvat", json={"image": ENCODED}).status_code == 422
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1), (2, 2)])
+def test_cvat_gets_polygons_of_the_smallest_masks_too(size: tuple[int, int]) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[7 : 7 + size[0], 9 : 9 + size[1]] = True
+    (item,) = json.loads(write_cvat(write_segments([found_of(mask, label="cat", score=0.5)], "coco_rle")))
+    corners = np.reshape(item["points"], (-1, 2))
+    assert len(corners) >= 3 and corners.min(0).tolist() == [9, 7]
+    assert abs(cv2.contourArea(corners.astype(np.float32))) > 0
 
 
 def test_cvat_gets_masks_as_long_as_there_is_room(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

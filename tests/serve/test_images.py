@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.images import check_image, image_size
+from serve.images import UPRIGHT, check_image, image_size, orientation
 from serve.problems import ServiceError
 from uniovseg.api import Limits
 
@@ -47,6 +47,24 @@ def test_cut_files_have_their_size_or_are_refused(number: int) -> None:
             assert image_size(data[:end]) == (37, 53)
         except ServiceError as error:
             assert error.refusal.code == "invalid_image"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_orientations(form: str) -> None:
+    for turned in range(1, 9):
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0112] = "maker", turned
+        data = written(form, exif=exif)
+        assert orientation(data) == turned
+        for end in range(0, len(data), 7):
+            assert 1 <= orientation(data[:end]) <= 8
+    exif[0x0112] = 9
+    assert orientation(written(form, exif=exif)) == orientation(written(form)) == UPRIGHT
+
+
+@pytest.mark.parametrize("number", range(len(FILES)))
+def test_files_without_orientation_are_upright(number: int) -> None:
+    assert orientation(FILES[number]) == UPRIGHT
 
 
 def test_bytes_that_are_no_image() -> None:
