@@ -15,13 +15,17 @@ from uniovseg.api import EverythingRequest, NamingRequest, PromptRequest
 from uniovseg.data.images import decode_image
 from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.models.clip import Clip
+from uniovseg.models.mask_generator import MaskGenerator
 
 WORDS = tuple(f"word {index}" for index in range(20))
 PIECES = {
     "chunks of sentences": (Clip, "encode_text", PromptRequest(points=((9, 9),), vocabulary=WORDS, templates="vild14"), 3),
     "scales": (PromptableSegmenter, "dense_features", PromptRequest(points=((9, 9),), vocabulary=("a",), scales=(32, 96, 128)), 3),
     "masks at the image's size": (postprocess, "resize_logits", PromptRequest(points=((9, 9),) * 10), 3),
-    "batches of prompts": (PromptableSegmenter, "embed_points", EverythingRequest(points_per_side=20), 4),
+    "batches of a grid": (MaskGenerator, "embed_points", EverythingRequest(points_per_side=20), 4),
+    "batches of points": (MaskGenerator, "embed_points", PromptRequest(points=((9, 9),) * 201), 3),
+    "batches of one mask's points": (MaskGenerator, "embed_points", PromptRequest(points=((9, 9),) * 201, labels=(1,) * 201), 3),
+    "batches of boxes": (MaskGenerator, "embed_boxes", PromptRequest(boxes=((9, 9, 9, 9),) * 201), 3),
 }
 
 
