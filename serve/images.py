@@ -1,6 +1,7 @@
 """What can be known of an image file without decoding it: its kind and its size, read from the header in plain Python."""
 
 import base64
+import re
 import struct
 from typing import Literal
 
@@ -12,8 +13,8 @@ MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
 UPRIGHT = 1
 """EXIF orientation of an image whose first row is at the top and whose first column is at the left."""
 
-_EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # of JPEG, PNG and WebP
-_EXIF_HEAD, _EXIF_BYTES = 10, 64 * 1024
+_EXIF = re.compile(rb"(?:Exif\0\0|eXIf|EXIF.{4})(II\*\0|MM\0\*)", re.DOTALL)  # of JPEG, PNG and WebP, and the head of the TIFF file in it
+_EXIF_BYTES = 64 * 1024
 _ORIENTATION_TAG = 0x0112
 
 _JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame; the others of the range are tables
@@ -44,19 +45,10 @@ def orientation(data: bytes) -> int:
 
     `UPRIGHT` too where the file says nothing of it that can be read.
     """
-    for mark in _EXIF_MARKS:
-        at = data.find(mark)
-        if at >= 0:
-            return _orientation(data[at + len(mark) :][:_EXIF_BYTES])
-    return UPRIGHT
-
-
-def _orientation(exif: bytes) -> int:
-    """What the first directory of an EXIF block says; before its TIFF header there may be a chunk's length and ``Exif``."""
-    start = next((at for at in (exif.find(b"II*\0"), exif.find(b"MM\0*")) if 0 <= at <= _EXIF_HEAD), None)
-    if start is None:
+    found = _EXIF.search(data)
+    if found is None:
         return UPRIGHT
-    tiff = exif[start:]
+    tiff = data[found.start(1) : found.start(1) + _EXIF_BYTES]
     order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
 
     def number(at: int, size: int) -> int:
@@ -87,8 +79,10 @@ def base64_length(limits: Limits) -> int:
     return 4 * (limits.bytes // 3 + 1)
 
 
-def from_base64(text: str) -> bytes:
-    """The file of an image in base64. Raises ServiceError."""
+def from_base64(text: str, limits: Limits) -> bytes:
+    """The file of an image in base64, which is not longer than the limit allows. Raises ServiceError."""
+    if len(text) > base64_length(limits):
+        raise ServiceError("too_large", "the image file is too large, in bytes", seen=len(text) * 3 // 4, allowed=limits.bytes)
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:  # binascii's and that of characters beyond ASCII

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from serve.calls import Backend, Call, Description, ImageStore, NeedsImage, Outcome
-from serve.images import base64_length, check_image, from_base64
+from serve.images import check_image, from_base64
 from serve.problems import Refusal, ServiceError
 from uniovseg.api import (
     EverythingRequest,
@@ -183,10 +183,7 @@ def image_of(request: ImageRequest, image: bytes | None, limits: Limits) -> byte
         raise ServiceError(code, detail, seen=", ".join(given) or None, allowed="one of: a file (part or body), image, image_id")  # type: ignore[arg-type]
     if request.image is None:
         return image
-    text = request.image.data
-    if len(text) > base64_length(limits):
-        raise ServiceError("too_large", "the image file is too large, in bytes", seen=len(text) * 3 // 4, allowed=limits.bytes)
-    return from_base64(text)
+    return from_base64(request.image.data, limits)
 
 
 def check_request(request: NamingRequest, limits: Limits) -> None:

@@ -55,8 +55,8 @@ async def detect(
 
 def write(segments: Sequence[Segment]) -> str:
     """Segments as CVAT's JSON: ``mask`` holds the pixels of the box row by row as 0 and 1, then its left, top, right and bottom pixel, inclusive;
-    ``points`` the pixels along the largest part's outline, x and y in turn; where that is no polygon, being a line or a single pixel, the corners of the
-    mask's box. An empty mask is left out, and so is what follows `MASK_PIXELS`.
+    ``points`` the pixels along the largest part's outline, x and y in turn; where that encloses nothing, being a line or a single pixel, the corners of
+    its box. An empty mask is left out, and so is what follows `MASK_PIXELS`.
     """
     found, room = [], MASK_PIXELS
     for segment in in_time(segments):
@@ -68,10 +68,11 @@ def write(segments: Sequence[Segment]) -> str:
             break
         inside = decode_mask(segment)[y : y + height, x : x + width]
         outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
-        outline = max(outlines, key=cv2.contourArea).ravel().tolist()
-        if len(outline) < 6:
-            outline = [x, y, x + width, y, x + width, y + height, x, y + height]
-        fields = json.dumps({"type": "mask", "label": segment.label, "confidence": str(segment.score), "points": outline})
+        outline = max(outlines, key=lambda part: (cv2.contourArea(part), len(part)))
+        if not cv2.contourArea(outline):
+            left, top, across, down = cv2.boundingRect(outline)
+            outline = np.array([(left, top), (left + across, top), (left + across, top + down), (left, top + down)])
+        fields = json.dumps({"type": "mask", "label": segment.label, "confidence": str(segment.score), "points": outline.ravel().tolist()})
         found.append(f'{fields[:-1]}, "mask": [{_digits(inside)}{x},{y},{x + width - 1},{y + height - 1}]}}')
     return f"[{', '.join(found)}]"
 

@@ -21,7 +21,7 @@ from serve.images import from_base64
 from serve.problems import ServiceError
 from serve.reading import json_bytes, read_body, refused
 from serve.service import Service
-from uniovseg.api import Answer, CocoRle, EverythingRequest, Limits, ModelInfo, PromptRequest, SegmentRequest
+from uniovseg.api import Answer, CocoRle, EverythingRequest, Limits, ModelInfo, ModelRef, PromptRequest, SegmentRequest
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -109,7 +109,7 @@ async def infer(http: Request, service: ServiceOf, request_id: RequestId, model:
     """Masks of an image."""
     await _model(service, model, version)
     inference, binary = await _read(http, service.limits)
-    tensors = {tensor.name: _element(tensor, binary) for tensor in inference.inputs}
+    tensors = {tensor.name: _element(tensor, binary, service.limits) for tensor in inference.inputs}
     if unknown := tensors.keys() - {"image", "request"} or len(tensors) < len(inference.inputs):
         raise ServiceError("invalid_request", "an input is unknown or there twice", seen=str(unknown), allowed=["image", "request"])
     if "request" not in tensors:
@@ -130,17 +130,22 @@ async def infer(http: Request, service: ServiceOf, request_id: RequestId, model:
     else:
         answer = await service.masks(request, image, request_id)
     outputs = [_output(name, answer) for name in names]
-    used = answer.model  # not always that of the beginning: the model may have been replaced meanwhile
+    used = answer.model
+    _check_model(used, model, version)  # again, as the model may have been replaced meanwhile
     return JSONResponse({"model_name": used.name, "model_version": used.version, "id": inference.id or request_id, "outputs": outputs})
 
 
 async def _model(service: Service, name: str, version: str | None) -> ModelInfo:
     info = (await service.description()).model
-    if name != info.name or version not in (None, info.version):
-        raise ServiceError(
-            "not_found", "there is no such model", seen=name if version is None else f"{name} {version}", allowed=f"{info.name} {info.version}"
-        )
+    _check_model(info, name, version)
     return info
+
+
+def _check_model(found: ModelRef, name: str, version: str | None) -> None:
+    if name != found.name or version not in (None, found.version):
+        raise ServiceError(
+            "not_found", "there is no such model", seen=name if version is None else f"{name} {version}", allowed=f"{found.name} {found.version}"
+        )
 
 
 async def _read(http: Request, limits: Limits) -> tuple[Inference, dict[str, bytes]]:
@@ -161,7 +166,7 @@ async def _read(http: Request, limits: Limits) -> tuple[Inference, dict[str, byt
     return inference, binary
 
 
-def _element(tensor: Tensor, binary: dict[str, bytes]) -> bytes:
+def _element(tensor: Tensor, binary: dict[str, bytes], limits: Limits) -> bytes:
     """The one element of a BYTES tensor: raw behind its length, or a JSON string, which for an image is base64. Raises ServiceError."""
     if tensor.datatype != "BYTES" or tensor.shape not in ([1], [1, 1]):
         raise ServiceError("invalid_request", f"{tensor.name}: not one element", seen=f"{tensor.datatype} {tensor.shape}"[:100], allowed="BYTES [1]")
@@ -177,7 +182,7 @@ def _element(tensor: Tensor, binary: dict[str, bytes]) -> bytes:
     text = tensor.data[0]
     if tensor.name != "image":
         return text.encode("utf-8", "surrogatepass")
-    return from_base64(text)
+    return from_base64(text, limits)
 
 
 def _output(name: str, answer: Answer) -> dict[str, Any]:

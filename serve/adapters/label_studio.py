@@ -2,12 +2,13 @@
 
 Words are the labels of the labelling configuration. Pre-annotation segments a task's image; an interactive click or box (a smart keypoint or rectangle)
 gives the mask that it shows, with the label that was chosen. Images are those inside the task (``data:`` URIs). A task whose image is an address is refused,
-because the service fetches nothing, and so is a photograph that is stored turned, because Label Studio shows it upright. Where the service asks for a key,
+because the service fetches nothing, and so is a photograph that is stored turned, because browsers show it upright. Where the service asks for a key,
 it is the password of Label Studio's basic authentication.
 
 A mask is a brush: Label Studio's own run lengths (those of the JavaScript package @thi.ng/rle-pack) of the image's RGBA bytes, row by row.
 """
 
+import asyncio
 import json
 import re
 import time
@@ -28,7 +29,7 @@ from serve.api import RequestId, ServiceOf
 from serve.images import UPRIGHT, from_base64, orientation
 from serve.problems import ServiceError
 from serve.service import Service
-from uniovseg.api import Answer, PromptRequest, SegmentRequest
+from uniovseg.api import Answer, Limits, PromptRequest, SegmentRequest
 from uniovseg.client import decode_mask
 from uniovseg.deadline import in_time
 
@@ -119,7 +120,8 @@ async def predict(http: Request, service: ServiceOf, request_id: RequestId) -> R
 
 async def _predict_task(service: Service, controls: Controls, task: Task, drawn: Sequence[dict[str, Any]], until: float, request_id: str) -> Answer:
     """What is found in a task's image, its segments labelled and scored as they are to be drawn."""
-    image, left = _image_of(task, controls.variable), max(0.001, until - time.monotonic())
+    image = await asyncio.to_thread(_image_of, task, controls.variable, service.limits)
+    left = max(0.001, until - time.monotonic())
     if drawn:
         found = await service.masks(make_request(PromptRequest, timeout_s=left, **_prompts(drawn)), image, request_id)
         label = _chosen(drawn, controls)
@@ -151,19 +153,19 @@ def read_config(text: str) -> Controls:
     )
 
 
-def _image_of(task: Task, variable: str) -> bytes:
+def _image_of(task: Task, variable: str, limits: Limits) -> bytes:
     """The task's image file. Raises ServiceError."""
     value = task.data.get(variable)
     if not isinstance(value, str) or not (start := DATA_URI.match(value)):
         raise ServiceError(
             "image_missing", "the task's image is not inside the task: addresses are not fetched", seen=variable, allowed="data:image/...;base64,..."
         )
-    file = from_base64(value[start.end() :])
+    file = from_base64(value[start.end() :], limits)
     turned = orientation(file)
     if turned != UPRIGHT:
         raise ServiceError(
             "invalid_image",
-            "the photograph is stored turned, and Label Studio shows it upright: masks would lie elsewhere",
+            "the photograph is stored turned, and shown upright: masks would lie elsewhere",
             seen=f"EXIF orientation {turned}",
             allowed="a photograph that is stored upright, such as PIL.ImageOps.exif_transpose gives",
         )

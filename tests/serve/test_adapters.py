@@ -170,6 +170,8 @@ def test_answers_name_the_model_that_gave_them(http: TestClient, backend: Script
     assert http.post("/label-studio/predict", json={"tasks": [], "label_config": CONFIG}).json() == {"results": [], "model_version": "abc"}
     body = {"inputs": [bytes_input("image", ENCODED), bytes_input("request", EverythingRequest().model_dump_json())]}
     assert http.post("/v2/models/shapes/infer", json=body).json()["model_version"] == "new"
+    other = http.post("/v2/models/shapes/versions/abc/infer", json=body)
+    assert other.status_code == 404 and other.json()["allowed"] == "shapes new"
 
 
 def test_hugging_face_takes_a_raw_image_and_answers_png_masks(http: TestClient, backend: Scripted) -> None:
@@ -436,14 +438,24 @@ def test_cvat_gets_masks_within_their_boxes(http: TestClient, backend: Scripted)
     assert http.post("/cvat", json={"image": ENCODED}).status_code == 422
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1), (2, 2)])
-def test_cvat_gets_polygons_of_the_smallest_masks_too(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("pixels", "box"),
+    [
+        ([(7, 9)], (9, 7, 10, 8)),
+        ([(7, 9), (7, 10), (7, 11)], (9, 7, 12, 8)),
+        ([(7, 9), (8, 9)], (9, 7, 10, 9)),
+        ([(7, 9), (7, 10), (8, 9), (8, 10)], (9, 7, 10, 8)),
+        ([(7, 9), (8, 10), (9, 11), (8, 12), (7, 13)], (9, 7, 14, 10)),
+        ([(1, 1), (20, 30), (20, 31)], (30, 20, 32, 21)),
+    ],
+)
+def test_cvat_gets_polygons_of_thin_masks_too(pixels: list[tuple[int, int]], box: tuple[int, int, int, int]) -> None:
     mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[7 : 7 + size[0], 9 : 9 + size[1]] = True
+    mask[tuple(np.transpose(pixels))] = True
     (item,) = json.loads(write_cvat(write_segments([found_of(mask, label="cat", score=0.5)], "coco_rle")))
     corners = np.reshape(item["points"], (-1, 2))
-    assert len(corners) >= 3 and corners.min(0).tolist() == [9, 7]
-    assert abs(cv2.contourArea(corners.astype(np.float32))) > 0
+    assert cv2.contourArea(corners.astype(np.float32)) > 0
+    assert (*corners.min(0), *corners.max(0)) == box
 
 
 def test_cvat_gets_masks_as_long_as_there_is_room(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from serve.problems import Refusal
 from uniovseg import postprocess
 from uniovseg.api import EverythingRequest, NamingRequest, PromptRequest
 from uniovseg.data.images import decode_image
+from uniovseg.methods import promptable
 from uniovseg.methods.promptable import PromptableSegmenter
 from uniovseg.models.clip import Clip
 from uniovseg.models.mask_generator import MaskGenerator
@@ -25,6 +26,7 @@ PIECES = {
     "batches of a grid": (MaskGenerator, "embed_points", EverythingRequest(points_per_side=20), 4),
     "batches of points": (MaskGenerator, "embed_points", PromptRequest(points=((9, 9),) * 201), 3),
     "batches of one mask's points": (MaskGenerator, "embed_points", PromptRequest(points=((9, 9),) * 201, labels=(1,) * 201), 3),
+    "masks of one mask's points": (promptable, "mask_logits", PromptRequest(points=((9, 9),) * 81, labels=(1,) * 81), 5),
     "batches of boxes": (MaskGenerator, "embed_boxes", PromptRequest(boxes=((9, 9, 9, 9),) * 201), 3),
 }
 

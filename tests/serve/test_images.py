@@ -58,6 +58,7 @@ def test_orientations(form: str) -> None:
         assert orientation(data) == turned
         for end in range(0, len(data), 7):
             assert 1 <= orientation(data[:end]) <= 8
+        assert orientation(b"Exif\0\0 eXIf EXIF" + data) == turned
     exif[0x0112] = 9
     assert orientation(written(form, exif=exif)) == orientation(written(form)) == UPRIGHT
 
