@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,9 @@ R = TypeVar("R")
 WRITERS = 4
 """Threads that write masks: more than one, so that a few masks need not wait for many."""
 
+_Item = tuple[NDArray[np.uint8], str | None]
+"""An image [h, w, 3], and the id under which its features are kept; None: they are not."""
+
 _Features = tuple[EmbeddedImage, float, float]
 
 
@@ -47,7 +51,7 @@ class _Model:
     """An engine and what belongs to its version; replaced as one."""
 
     engine: Engine
-    group: Group[NDArray[np.uint8], tuple[EmbeddedImage, float]]
+    group: Group[_Item, tuple[EmbeddedImage, float]]
     kept: Kept[EmbeddedImage]
 
 
@@ -80,9 +84,8 @@ class Host:
             UniOVSegError: it cannot be loaded; the one before stays.
         """
         engine = await asyncio.to_thread(Engine.load, source, self.config.device, self.limits, self.config.max_batch)
-        self._model = _Model(
-            engine, Group(functools.partial(_embed, engine), self.config.max_batch), Kept(self.config.embeddings_bytes, self.keep_seconds)
-        )
+        kept: Kept[EmbeddedImage] = Kept(self.config.embeddings_bytes, self.keep_seconds)
+        self._model = _Model(engine, Group(functools.partial(_embed, engine, kept), self.config.max_batch), kept)
         await asyncio.to_thread(gc.collect)  # the old model's rings; what it held is taken by what the new one needs
 
     def check(self) -> None:
@@ -142,13 +145,14 @@ class Host:
     async def _features(self, model: _Model, image: bytes, image_id: str | None, until: float) -> _Features:
         """The image's features, and the milliseconds of decoding and of computing them.
 
-        Those who ask for one id at once share the work, which ends with the last of them that waits, not with the one that began it.
+        Those who ask for one id at once share the work. Where all of them have given up before the model has begun with it, it is dropped; a step that
+        has begun ends, and what it gives is kept for the next.
         """
         if image_id is None:
-            return await self._compute(model, image, until)
+            return await self._compute(model, image, None, until)
         key = (model.engine.reference.version, image_id)
         if key not in self._pending:
-            self._pending[key] = _Shared(asyncio.create_task(self._kept(model, image, image_id)))
+            self._pending[key] = _Shared(asyncio.create_task(self._compute(model, image, image_id, math.inf)))
             self._pending[key].task.add_done_callback(_seen)
         shared = self._pending[key]
         shared.waiting += 1
@@ -160,13 +164,7 @@ class Host:
                 self._pending.pop(key).task.cancel()
             del shared  # a failure remembers this frame: no ring from it to the task and back, which would keep the image
 
-    async def _kept(self, model: _Model, image: bytes, image_id: str) -> _Features:
-        """As `_compute`, and keep the features."""
-        features = await self._compute(model, image, time.monotonic() + self.limits.seconds)
-        model.kept.put(image_id, features[0], memory(features[0]))
-        return features
-
-    async def _compute(self, model: _Model, image: bytes, until: float) -> _Features:
+    async def _compute(self, model: _Model, image: bytes, image_id: str | None, until: float) -> _Features:
         size = image_size(image)
         decoder = await self._free.get()
         work = asyncio.ensure_future(_in(self._decoding, _timed, decoder.decode, image, size))
@@ -176,7 +174,7 @@ class Host:
             pixels, decoding = await asyncio.shield(work)  # a decoder is free again when it is done, whoever waits
         finally:
             del work  # as in `_features`
-        embedded, embedding = await self._thread.grouped(model.group, pixels, until)
+        embedded, embedding = await self._thread.grouped(model.group, (pixels, image_id), until)
         return embedded, decoding, embedding
 
 
@@ -187,10 +185,13 @@ def memory(embedded: EmbeddedImage) -> int:
     return embedded.image.nbytes + sum(tensor.element_size() * tensor.nelement() for tensor in tensors)
 
 
-def _embed(engine: Engine, images: Sequence[NDArray[np.uint8]]) -> list[tuple[EmbeddedImage, float]]:
-    """Features of images, each with the milliseconds that all took."""
-    embedded, spent = _timed(engine.embed, images)
-    return [(item, spent) for item in embedded]
+def _embed(engine: Engine, kept: Kept[EmbeddedImage], items: Sequence[_Item]) -> list[tuple[EmbeddedImage, float]]:
+    """Features of images, each with the milliseconds that all took; those that have an id are kept."""
+    embedded, spent = _timed(engine.embed, [image for image, _ in items])
+    for features, (_, image_id) in zip(embedded, items, strict=True):
+        if image_id is not None:
+            kept.put(image_id, features, memory(features))
+    return [(features, spent) for features in embedded]
 
 
 def _written(outcome: Outcome, answered: Answered, request: NamingRequest, until: float) -> Outcome:

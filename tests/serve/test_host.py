@@ -8,11 +8,12 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from serve.calls import Call, Outcome, Reply
+from serve.calls import Call, NeedsImage, Outcome, Reply
 from serve.engine import Engine
 from serve.host import Host
 from serve.masks import Found, write_segments
@@ -57,16 +58,18 @@ def test_shared_work_ends_with_the_last_who_waits(host: Host, png: bytes) -> Non
         def ask(image_id: str, seconds: float) -> asyncio.Task[Reply]:
             return asyncio.create_task(host.call(replace(call_of(png, image_id), seconds=seconds)))
 
-        impatient = [ask("wanted", 0.3), ask("left", 0.3), ask("left", 0.4)]
-        patient = ask("wanted", 60)
-        for call in impatient:
-            reply = await call
-            assert isinstance(reply, Refusal) and reply.code == "timeout"
-        assert [image_id for _, image_id in host._pending] == ["wanted"]
-        async with asyncio.timeout(10):
-            while len(host._thread._grouped) > 1:
-                await asyncio.sleep(0)
-        let_go.set()
+        try:
+            impatient = [ask("wanted", 0.3), ask("left", 0.3), ask("left", 0.4)]
+            patient = ask("wanted", 60)
+            for call in impatient:
+                reply = await call
+                assert isinstance(reply, Refusal) and reply.code == "timeout"
+            assert [image_id for _, image_id in host._pending] == ["wanted"]
+            async with asyncio.timeout(10):
+                while len(host._thread._grouped) > 1:
+                    await asyncio.sleep(0)
+        finally:
+            let_go.set()
         assert isinstance(await patient, Outcome)
         await busy
 
@@ -74,6 +77,34 @@ def test_shared_work_ends_with_the_last_who_waits(host: Host, png: bytes) -> Non
     kept = host._loaded().kept
     assert kept.get("wanted") is not None and kept.get("left") is None
     kept.clear()
+
+
+def test_features_that_came_too_late_are_there_the_next_time(host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody whose patience is shorter than a step would ever see them."""
+    embed, begun, let_go = Engine.embed, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        let_go.wait(60)
+        return embed(*arguments)
+
+    async def main() -> None:
+        call = asyncio.create_task(host.call(replace(call_of(png, "late"), seconds=1.0)))
+        await asyncio.to_thread(begun.wait, 60)
+        reply = await call
+        assert isinstance(reply, Refusal) and reply.code == "timeout" and not host._pending
+        let_go.set()
+        reply = await host.call(Call(request=EverythingRequest(), image=None, image_id="late", seconds=60.0))
+        while isinstance(reply, NeedsImage):
+            reply = await host.call(Call(request=EverythingRequest(), image=None, image_id="late", seconds=60.0))
+        assert isinstance(reply, Outcome)
+
+    monkeypatch.setattr(Engine, "embed", slow)
+    try:
+        asyncio.run(asyncio.wait_for(main(), 60))
+    finally:
+        let_go.set()
+    host._loaded().kept.clear()
 
 
 def test_features_that_grew_in_vain_are_counted(host: Host, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
