@@ -366,18 +366,25 @@ def test_a_call_is_ended_although_bytes_keep_coming(call: Any) -> None:
 
 
 def test_a_call_is_ended_although_its_request_is_still_sent() -> None:
+    sent, left = 0, 0.0
+
     class Slow(httpx2.BaseTransport):
         def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            nonlocal sent, left
             assert isinstance(request.stream, httpx2.SyncByteStream)
-            for _ in request.stream:
-                time.sleep(0.02)
+            for piece in request.stream:
+                assert len(piece) <= 2**16
+                sent += len(piece)
+                time.sleep(0.02 if len(piece) == 2**16 else 0)
+            left = request.extensions["timeout"]["read"]
             return DONE
 
-    with (
-        Client("http://service", config=ClientConfig(deadline_s=0.1), transport=Slow()) as client,
-        pytest.raises(ServiceUnreachableError, match="TimeoutException the deadline is over"),
-    ):
-        client.prompt(bytes(10**6), POINT)
+    with Client("http://service", config=ClientConfig(deadline_s=0.3), transport=Slow()) as client:
+        with pytest.raises(ServiceUnreachableError, match="TimeoutException the deadline is over"):
+            client.prompt(bytes(10**7), POINT)
+        assert 0 < sent < 10**7
+        client.prompt(bytes(2**16 * 5), POINT)
+        assert 0 < left < 0.25, "the answer has what sending has left"
 
 
 def test_masks_are_decoded() -> None:

@@ -226,11 +226,11 @@ class _Conversation:
 
 
 def _body(image: bytes | UploadedImage, request: ImageRequest, seconds: float) -> dict[str, Any]:
-    """What httpx sends: JSON with the image's id, or multipart with the file; the service gives up when nobody waits any more."""
+    """What httpx sends: JSON with the image's id, or multipart with the file, piece by piece; the service gives up when nobody waits any more."""
     told = request.model_copy(update={"timeout_s": min(request.timeout_s or seconds, seconds)})
     if isinstance(image, UploadedImage):
         return {"json": told.model_copy(update={"image_id": image.created.image_id}).model_dump(mode="json", exclude_none=True)}
-    return {"files": {"image": ("image", image), "request": (None, told.model_dump_json(exclude_none=True), "application/json")}}
+    return {"files": {"image": ("image", io.BytesIO(image)), "request": (None, told.model_dump_json(exclude_none=True), "application/json")}}
 
 
 def _may_pass(reply: httpx2.Response) -> bool:
@@ -277,7 +277,7 @@ class _Service:
 
 
 class _Until(httpx2.SyncByteStream):
-    """The bytes of a request or an answer as long as they pass before `until` (`time.monotonic`): httpx bounds each write and read, not all of them."""
+    """The bytes of an answer as long as they come before `until` (`time.monotonic`): httpx bounds each read, not all of them."""
 
     def __init__(self, stream: httpx2.SyncByteStream, until: float) -> None:
         self._stream, self._until = stream, until
@@ -290,6 +290,19 @@ class _Until(httpx2.SyncByteStream):
 
     def close(self) -> None:
         self._stream.close()
+
+
+class _Sending(_Until):
+    """The bytes of a request, as `_Until`; the answer then has to begin within what is left."""
+
+    def __init__(self, request: httpx2.Request, until: float) -> None:
+        assert isinstance(request.stream, httpx2.SyncByteStream)
+        super().__init__(request.stream, until)
+        self._timeout: dict[str, float] = request.extensions["timeout"]
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from super().__iter__()
+        self._timeout["read"] = max(0.001, self._until - time.monotonic())
 
 
 class Client(_Service):
@@ -375,8 +388,7 @@ class Client(_Service):
         headers, until = {REQUEST_ID_HEADER: talk.request_id}, time.monotonic() + step.seconds
         try:
             request = self._http.build_request(step.method, step.path, headers=headers, timeout=self._timeout(step), **step.content)
-            assert isinstance(request.stream, httpx2.SyncByteStream)
-            request.stream = _Until(request.stream, until)
+            request.stream = _Sending(request, until)
             with closing(self._http.send(request, stream=True)) as reply:
                 assert isinstance(reply.stream, httpx2.SyncByteStream)
                 reply.stream = _Until(reply.stream, until)
