@@ -7,7 +7,7 @@ const KINDS = [
   ["image/png", /^.PNG\r\n/],
   ["image/webp", /^RIFF[^]{4}WEBP/],
 ];
-const EXIF_MARKS = ["Exif\0\0", "eXIf", "EXIF"]; // of JPEG, PNG and WebP
+const EXIF = /(?:Exif\0\0|eXIf|EXIF[^]{4})(?:II\*\0|MM\0\*)/; // of JPEG, PNG and WebP, and the head of the TIFF file in it
 
 /**
  * {file, bitmap, width, height, name, note}: `file` is what is sent, `bitmap` what is shown, pixel for pixel the same.
@@ -43,13 +43,9 @@ export async function readPicture(file, limits) {
 
 /** EXIF orientation of a JPEG, PNG or WebP file: 1 is upright, 2 to 8 turned or mirrored. */
 function orientation(buffer) {
-  const text = asText(buffer);
-  const mark = EXIF_MARKS.find((item) => text.includes(item));
-  if (!mark) return 1;
-  const after = text.indexOf(mark) + mark.length;
-  const head = text.slice(after, after + 14).search(/II\*\0|MM\0\*/); // WebP has the chunk's length before it
-  if (head < 0) return 1;
-  const view = new DataView(buffer, after + head);
+  const exif = EXIF.exec(asText(buffer));
+  if (!exif) return 1;
+  const view = new DataView(buffer, exif.index + exif[0].length - 4);
   const little = view.getUint8(0) === 0x49;
   const number = (at) => (at + 2 <= view.byteLength ? view.getUint16(at, little) : 0);
   const entries = view.byteLength < 8 ? 0 : view.getUint32(4, little);

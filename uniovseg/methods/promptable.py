@@ -184,10 +184,11 @@ class PromptableSegmenter(Method):
         """
         decoded = self.embed_points(embedded, points_xy[labels == 1])
         candidates = decoded.flat()
+        features = self.generator.mask_decoder.features(embedded.pixel)
+        rows, columns = _cells(embedded.view, points_xy, features)
         right = []
         for chunk in in_time(torch.arange(len(candidates.iou_probs), device=self.device).split(self.config.prompts_per_call)):
-            logits = self.mask_logits(embedded, candidates.take(chunk))
-            rows, columns = _cells(embedded.view, points_xy, logits)
+            logits = mask_logits(candidates.take(chunk).take(None), features)[0]
             right.append(((logits[:, rows, columns] > 0) == (labels == 1)).sum(1))
         return candidates.take((self._rank(decoded).flatten() + 2 * torch.cat(right)).argmax()[None])
 

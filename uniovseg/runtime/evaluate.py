@@ -45,7 +45,7 @@ class PromptableJobConfig(Config):
     pictures: int = Field(8, ge=0, description="worst and best images each that report.html shows")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     threads: int = Field(0, ge=0, description=THREADS)
-    promptable: PromptableConfig = Field(PromptableConfig(), description="grid and chunks")
+    promptable: PromptableConfig = Field(PromptableConfig(), description="grid and shortlist")
     pool: PoolConfig = Field(PoolConfig(), description="actors; an item is an image, or a row group of a shard set")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
