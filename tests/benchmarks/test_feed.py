@@ -55,7 +55,17 @@ def test_without_the_store_s_programs_one_is_told(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_the_job_reports_rates_cpu_time_and_waiting(tmp_path: Path) -> None:
     kind = "samples: 16, masks: 40, height: 96, width: 140, view: 64, rows_per_group: 2"
-    settings = [f"output={tmp_path}", f"large={{{kind}}}", f"small={{{kind}}}", "batch=2", "first=2", "steps=2", "latency=0.01", "loader_processes=1"]
+    settings = [
+        f"output={tmp_path}",
+        f"large={{{kind}}}",
+        f"small={{{kind}}}",
+        "batch=2",
+        "first=2",
+        "steps=2",
+        "rounds=2",
+        "latency=0.01",
+        "loader_processes=1",
+    ]
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs/benchmark.py"), "feed", *settings], capture_output=True, text=True, timeout=1200, check=False
     )
@@ -71,3 +81,4 @@ def test_the_job_reports_rates_cpu_time_and_waiting(tmp_path: Path) -> None:
         lines["late requests, 2 workers"]["samples_a_second"] / lines["late requests, 1 worker"]["samples_a_second"]
     )
     assert late["met"] == (late["value"] >= 1.8)
+    assert all(min(ratio["rounds"]) <= ratio["value"] <= max(ratio["rounds"]) for ratio in (cpu, late))

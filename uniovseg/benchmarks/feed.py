@@ -3,6 +3,8 @@
 Unless a shard set is given, two synthetic ones are put into an object store that is started here, behind a proxy that can add time to every request.
 *Large* samples are like SA-1B's; by them CPU time is compared, that of all processes but the store's. *Small* ones cost little CPU, so that two
 workers on few cores can show whether requests wait for each other: by them scaling is measured, with time added to every request.
+
+What is compared is measured in turn, in several rounds, since a machine's pace changes from minute to minute.
 """
 
 import os
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
+from math import ceil
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -62,7 +66,8 @@ class FeedBenchmarkConfig(Config):
     batch: int = Field(8, ge=1, description="samples of a worker's step")
     window_groups: int = Field(4, ge=1, description="row groups shuffled together")
     first: int = Field(48, ge=1, description="steps of a worker that are not counted, until all processes run: each imports for seconds")
-    steps: int = Field(100, ge=1, description="steps of a worker that are counted; small samples: 3 times as many")
+    steps: int = Field(60, ge=1, description="steps of a worker that are counted in a round; small samples: 3 times as many")
+    rounds: int = Field(3, ge=1, description="rounds of what is compared; waiting, and two workers of large samples, are measured in the first only")
     feed_cpus: float = Field(2.0, ge=1.5, description="CPUs that a worker's feed may use")
     loader_processes: int = Field(2, ge=1, description="processes of the DataLoader")
     latency: float = Field(0.05, ge=0, description="seconds added to every request in the runs that measure scaling")
@@ -74,12 +79,32 @@ TARGETS = {"cpu: Ray Data / DataLoader": ("at most", 1.1), "late requests: 2 wor
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One measurement: who took what at which rate, all workers together."""
+    """One measurement: what was taken in how many seconds, all workers together, and how much of these a worker waited."""
 
     name: str
-    samples_a_second: float
-    cpu_seconds_a_sample: float
-    waiting: float
+    samples: int
+    seconds: float
+    cpu_seconds: float
+    waited: float
+
+    def __add__(self, other: "Line") -> "Line":
+        """This measurement and its repetition."""
+        return Line(
+            self.name,
+            self.samples + other.samples,
+            self.seconds + other.seconds,
+            self.cpu_seconds + other.cpu_seconds,
+            self.waited + other.waited,
+        )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The measurement in the terms of the report."""
+        return {
+            "samples_a_second": self.samples / self.seconds,
+            "cpu_seconds_a_sample": self.cpu_seconds / self.samples,
+            "waiting": self.waited / self.seconds,
+        }
 
 
 class _Rows(IterableDataset[MaskSample]):
@@ -122,26 +147,28 @@ class _Meter:
         since = cpu_seconds(self.not_counted)
         return self._line(name, [take_steps(batches, config.steps, 0.0)], since)
 
-    def workers(self, name: str, uri: str, maker: MaskSampleMaker, count: int, steps: int) -> list[Line]:
-        """Ray Data's rate into `count` workers; then, with steps that take time, how long they wait."""
+    def workers(self, name: str, uri: str, maker: MaskSampleMaker, count: int, steps: int, waiting: bool) -> list[Line]:
+        """Ray Data's rate into `count` workers, on a cluster of their size; where `waiting`, also how long they wait if steps take time."""
         config, groups = self.config, tuple(group.rows for group in ShardSet(uri).groups)
         rows = [
             PlannedRows(uri, groups, config.seed, config.batch * count, config.window_groups, rank=rank, world_size=count, parts=1)
             for rank in range(count)
         ]
-        workers = FeedWorkers(rows, maker, config.feed_cpus, config.first, 2 * steps)
-        since = cpu_seconds(self.not_counted)
-        fast = self._line(name, workers.take(steps), since)
-        since = cpu_seconds(self.not_counted)
-        pause = config.batch * count / fast.samples_a_second / config.demand
-        slow = self._line(f"{name}, steps of {pause:.2f} s", workers.take(steps, pause), since)
-        workers.close()
-        return [fast, slow]
+        with ray_session(count * ceil(config.feed_cpus + 1)):
+            workers = FeedWorkers(rows, maker, config.feed_cpus, config.first, 2 * steps)
+            since = cpu_seconds(self.not_counted)
+            lines = [self._line(name, workers.take(steps), since)]
+            if waiting:
+                pause = config.batch * count / lines[0].figures["samples_a_second"] / config.demand
+                since = cpu_seconds(self.not_counted)
+                lines.append(self._line(f"{name}, steps of {pause:.2f} s", workers.take(steps, pause), since))
+            workers.close()
+        return lines
 
     def _line(self, name: str, feedings: Sequence[Feeding], since: float) -> Line:
         samples, seconds = sum(item.samples for item in feedings), max(item.seconds for item in feedings)
-        waiting = sum(item.waited for item in feedings) / sum(item.seconds for item in feedings)
-        return Line(name, samples / seconds, (cpu_seconds(self.not_counted) - since) / samples, waiting)
+        waited = sum(item.waited for item in feedings) / len(feedings)
+        return Line(name, samples, seconds, cpu_seconds(self.not_counted) - since, waited)
 
 
 def _maker(config: FeedBenchmarkConfig, view: int) -> MaskSampleMaker:
@@ -178,24 +205,24 @@ def run(config: FeedBenchmarkConfig) -> dict[str, Any]:
         StorageError: the store's programs, from the dev extra, are not installed.
     """
     with ExitStack() as stack:
-        lines = _given(config) if config.source else _synthetic(config, stack)
-    report = {
-        "lines": {line.name: {key: getattr(line, key) for key in ("samples_a_second", "cpu_seconds_a_sample", "waiting")} for line in lines},
-        "ratios": _ratios({line.name: line for line in lines}),
-        "cores": os.cpu_count(),
-    }
+        rounds = _given(config) if config.source else _synthetic(config, stack)
+    lines: dict[str, Line] = {}
+    for of_round in rounds:
+        for name, line in of_round.items():
+            lines[name] = lines[name] + line if name in lines else line
+    report = {"lines": {name: line.figures for name, line in lines.items()}, "ratios": _ratios(lines, rounds), "cores": os.cpu_count()}
     _print(report)
     return report
 
 
-def _given(config: FeedBenchmarkConfig) -> list[Line]:
-    """The lines over the shard set that is given."""
+def _given(config: FeedBenchmarkConfig) -> list[dict[str, Line]]:
+    """The rounds' lines over the shard set that is given."""
     uri = Location.of(str(config.source)).uri
-    return _lines(_Meter(config, []), uri, _maker(config, config.large.view), None)
+    return _rounds(_Meter(config, []), uri, _maker(config, config.large.view), None)
 
 
-def _synthetic(config: FeedBenchmarkConfig, stack: ExitStack) -> list[Line]:
-    """The lines over synthetic sets in a store that lives as long as the stack."""
+def _synthetic(config: FeedBenchmarkConfig, stack: ExitStack) -> list[dict[str, Line]]:
+    """The rounds' lines over synthetic sets in a store that lives as long as the stack."""
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     store = ObjectStore(Path(folder) / "store")
     stack.callback(store.close)
@@ -205,39 +232,56 @@ def _synthetic(config: FeedBenchmarkConfig, stack: ExitStack) -> list[Line]:
     boto3.session.Session().client("s3", endpoint_url=store.endpoint).create_bucket(Bucket="feed")
     large, small = (_put(config, kind, f"s3://feed/{name}") for name, kind in (("large", config.large), ("small", config.small)))
     assert storage.exists(Location(large)) and storage.exists(Location(small))
-    return _lines(_Meter(config, [*store.pids, proxy.pid]), large, _maker(config, config.large.view), (small, proxy))
+    return _rounds(_Meter(config, [*store.pids, proxy.pid]), large, _maker(config, config.large.view), (small, proxy))
 
 
-def _lines(meter: _Meter, uri: str, maker: MaskSampleMaker, late: tuple[str, FaultProxy] | None) -> list[Line]:
-    """All measurements: the loader, one and two workers, and the same two with late requests where there is a proxy to make them late."""
+def _rounds(meter: _Meter, uri: str, maker: MaskSampleMaker, late: tuple[str, FaultProxy] | None) -> list[dict[str, Line]]:
+    return [_round(meter, uri, maker, late, number == 0) for number in track(range(meter.config.rounds), "rounds")]
+
+
+def _round(meter: _Meter, uri: str, maker: MaskSampleMaker, late: tuple[str, FaultProxy] | None, everything: bool) -> dict[str, Line]:
+    """The lines that are compared, by name: the loader, a worker, and one and two with late requests where a proxy makes them late; else all lines."""
     config = meter.config
     lines = [meter.loader("DataLoader", uri, maker)]
-    with ray_session(int(2 * (config.feed_cpus + 1) + 1)):
+    for workers in (1, 2) if everything else (1,):
+        lines += meter.workers(f"Ray Data, {_workers(workers)}", uri, maker, workers, config.steps, everything)
+    if late is not None:
+        small, proxy = late
+        proxy.set(Weather(latency=config.latency))
         for workers in (1, 2):
-            lines += meter.workers(f"Ray Data, {_workers(workers)}", uri, maker, workers, config.steps)
-        if late is not None:
-            small, proxy = late
-            proxy.set(Weather(latency=config.latency))
-            for workers in (1, 2):
-                name = f"late requests, {_workers(workers)}"
-                lines += meter.workers(name, small, _maker(config, config.small.view), workers, 3 * config.steps)
-    return lines
+            name = f"late requests, {_workers(workers)}"
+            lines += meter.workers(name, small, _maker(config, config.small.view), workers, 3 * config.steps, everything)
+        proxy.set(Weather())
+    return {line.name: line for line in lines}
 
 
 def _workers(number: int) -> str:
     return f"{number} worker{'s' * (number > 1)}"
 
 
-def _ratios(lines: dict[str, Line]) -> dict[str, dict[str, object]]:
-    values = {"cpu: Ray Data / DataLoader": lines["Ray Data, 1 worker"].cpu_seconds_a_sample / lines["DataLoader"].cpu_seconds_a_sample}
-    if "late requests, 1 worker" in lines:
-        late = [lines[f"late requests, {_workers(number)}"].samples_a_second for number in (1, 2)]
-        values["late requests: 2 workers / 1 worker"] = late[1] / late[0]
+def _ratios(lines: dict[str, Line], rounds: Sequence[dict[str, Line]]) -> dict[str, dict[str, object]]:
+    """Each ratio with its target: of all rounds together, and of each."""
     ratios: dict[str, dict[str, object]] = {}
-    for name, value in values.items():
+    of_rounds = [_compared(of_round) for of_round in rounds]
+    for name, value in _compared(lines).items():
         bound, target = TARGETS[name]
-        ratios[name] = {"value": value, "target": f"{bound} {target:g}", "met": value <= target if bound == "at most" else value >= target}
+        ratios[name] = {
+            "value": value,
+            "rounds": [values[name] for values in of_rounds],
+            "target": f"{bound} {target:g}",
+            "met": value <= target if bound == "at most" else value >= target,
+        }
     return ratios
+
+
+def _compared(lines: dict[str, Line]) -> dict[str, float]:
+    def ratio(above: str, below: str, figure: str) -> float:
+        return lines[above].figures[figure] / lines[below].figures[figure]
+
+    values = {"cpu: Ray Data / DataLoader": ratio("Ray Data, 1 worker", "DataLoader", "cpu_seconds_a_sample")}
+    if "late requests, 1 worker" in lines:
+        values["late requests: 2 workers / 1 worker"] = ratio("late requests, 2 workers", "late requests, 1 worker", "samples_a_second")
+    return values
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -249,4 +293,5 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row(name, f"{line['samples_a_second']:.1f}", f"{line['cpu_seconds_a_sample'] * 1e3:.1f}", f"{line['waiting']:.0%}")
     console.print(table)
     for name, ratio in report["ratios"].items():
-        console.print(f"{name}: {ratio['value']:.2f} (target: {ratio['target']}, {'met' if ratio['met'] else 'missed'})")
+        rounds = ", ".join(f"{value:.2f}" for value in ratio["rounds"])
+        console.print(f"{name}: {ratio['value']:.2f} (rounds: {rounds}; target: {ratio['target']}, {'met' if ratio['met'] else 'missed'})")
